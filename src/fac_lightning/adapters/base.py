@@ -1,0 +1,51 @@
+"""The slots ``code_adapter``, ``feature_adapter`` and ``fusion``: what fills one backbone position."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from fac_lightning.types import SpeechFeatures
+
+__all__ = ["CodeAdapter", "FeatureAdapter", "Fusion"]
+
+
+class CodeAdapter(nn.Module, ABC):
+    """Embed groups of codes. Contract (``check_adapter``): a group of pad codes only embeds to a constant."""
+
+    group_size: int  # k
+    num_codebooks: int  # Q
+    codebook_size: int
+    dim: int  # width of the backbone
+
+    @abstractmethod
+    def forward(self, codes: Tensor) -> Tensor:
+        """Embeddings ``(C, dim)`` of groups ``(C, group_size, num_codebooks)``; special codes allowed."""
+
+
+class FeatureAdapter(nn.Module, ABC):
+    """Fold ``group_size`` feature frames into one backbone position.
+
+    Contract (``check_adapter``): ``T`` frames give ``ceil(T / group_size)`` positions, position ``i`` depends on the
+    frames of group ``i`` alone, and padding a row changes none of its positions.
+    """
+
+    group_size: int
+    in_dim: int  # width of the encoder's frames
+    dim: int  # width of the backbone
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor) -> SpeechFeatures:
+        """Positions ``(B, ceil(T / group_size), dim)`` of frames ``(B, T, in_dim)``."""
+
+
+class Fusion(nn.Module, ABC):
+    """Join the streams that meet at a position."""
+
+    @abstractmethod
+    def forward(self, streams: Tensor, present: Tensor) -> Tensor:
+        """One embedding ``(N, D)`` of streams ``(M, N, D)`` where ``present`` ``(M, N)`` bool says which are there.
+
+        ``streams`` is zero where ``present`` is False.
+        """

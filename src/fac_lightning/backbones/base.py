@@ -1,0 +1,53 @@
+"""The slot ``backbone``: the shared text LLM."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Backbone"]
+
+
+class Backbone(nn.Module, ABC):
+    """A causal text LLM that takes embeddings and gives the last normed hidden states.
+
+    Contract (``fac_lightning.testing.check_backbone``): rows packed in one line give what each gives alone; stepping
+    with a cache gives what one pass gives; left padding in ``step`` changes nothing.
+    """
+
+    dim: int  # width of embeddings and hidden states
+    vocab_size: int  # rows of the text embedding and of the output matrix
+
+    @abstractmethod
+    def embed(self, text_ids: Tensor) -> Tensor:
+        """Embeddings ``(..., dim)`` of token ids ``(...)``."""
+
+    @property
+    @abstractmethod
+    def output_weight(self) -> Tensor:
+        """Output matrix ``(vocab_size, dim)``, the parameter itself."""
+
+    @abstractmethod
+    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states ``(N, dim)`` of a packed line ``(N, dim)``; rows of ``lengths`` ``(R,)`` see only themselves."""
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """Empty key-value cache for ``step``; all state of a generation lives in it."""
+
+    @abstractmethod
+    def step(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+        """Hidden states ``(B, L, dim)`` of new positions ``(B, L, dim)`` behind those in ``cache``, which grows.
+
+        Args:
+            embeds: New positions ``(B, L, dim)``.
+            mask: ``(B, L_past + L)`` bool, False on (left) padding.
+            position_ids: ``(B, L)``.
+            cache: What ``new_cache`` gave.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Text logits ``(..., vocab_size)`` of hidden states ``(..., dim)``."""
+        return nn.functional.linear(hidden, self.output_weight.to(hidden.dtype))

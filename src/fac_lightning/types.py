@@ -1,0 +1,181 @@
+"""What crosses the borders between rooms: frozen dataclasses of tensors, a shape comment on every field.
+
+Legend (used everywhere):
+    B rows (clips, turns), S samples, T speech frames, Q codebooks, k frames per group (``group_size``),
+    N backbone positions of a packed line, R rows packed in the line, D width, V vocabulary.
+
+Masks are ``True`` where a value is kept. Labels that must not be learned are ``IGNORE``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "IGNORE",
+    "NUM_SPECIAL_CODES",
+    "HeadOutput",
+    "SpeechCodes",
+    "SpeechFeatures",
+    "SpeechGeometry",
+    "SpeechLMOutput",
+    "SpeechTextBatch",
+    "Waveforms",
+    "bos_code",
+    "code_vocab_size",
+    "eos_code",
+    "pad_code",
+    "to_device",
+]
+
+IGNORE = -100
+NUM_SPECIAL_CODES = 3
+
+T_ = TypeVar("T_")
+
+
+def bos_code(codebook_size: int) -> int:
+    """Id of the code that leads a reply in; real codes are ``0 .. codebook_size - 1``."""
+    return codebook_size
+
+
+def eos_code(codebook_size: int) -> int:
+    """Id of the code that ends a reply."""
+    return codebook_size + 1
+
+
+def pad_code(codebook_size: int) -> int:
+    """Id of the code that fills a group after the end; it embeds to zero and is never a label."""
+    return codebook_size + 2
+
+
+def code_vocab_size(codebook_size: int) -> int:
+    """Rows of a code embedding table: the codes and the three special ones."""
+    return codebook_size + NUM_SPECIAL_CODES
+
+
+@dataclass(frozen=True)
+class Waveforms:
+    """Mono audio, right padded with zeros."""
+
+    audio: Tensor  # (B, S) float32 in [-1, 1]
+    lengths: Tensor  # (B,) int64, samples
+    sample_rate: int  # Hz
+
+
+@dataclass(frozen=True)
+class SpeechCodes:
+    """Speech tokens on the one code grid of the library."""
+
+    codes: Tensor  # (B, T, Q) int64 in [0, codebook_size), zeros after each length
+    lengths: Tensor  # (B,) int64, frames
+
+
+@dataclass(frozen=True)
+class SpeechFeatures:
+    """Continuous frames, zero after each length."""
+
+    features: Tensor  # (B, T, D) float
+    lengths: Tensor  # (B,) int64, frames
+
+
+@dataclass(frozen=True)
+class SpeechGeometry:
+    """The numbers that layout must know about a model; ``SpeechLM.geometry`` computes them."""
+
+    sample_rate: int  # Hz of the waveforms that the speech encoder takes
+    samples_per_position: int  # encoder hop length x feature group size
+    group_size: int  # k, code frames per backbone position
+    num_codebooks: int  # Q
+    codebook_size: int  # codes per codebook, special codes not counted
+    vocab_size: int  # rows of the backbone's text embedding
+
+
+@dataclass(frozen=True)
+class SpeechTextBatch:
+    """One packed line: R rows end to end, no padding; attention never crosses ``lengths``.
+
+    A position may carry any of three streams at once: a text token, a group of codes, a group of user speech
+    features. Nothing here says that they exclude each other (full duplex uses all three).
+    """
+
+    # positions
+    text_ids: Tensor  # (N,) int64; anything where text_mask is False
+    text_mask: Tensor  # (N,) bool, a text token is embedded here
+    position_ids: Tensor  # (N,) int64, restart at 0 in every row
+    lengths: Tensor  # (R,) int64 on CPU, positions per row; sums to N
+    # labels: already shifted, the label at a position is what must be predicted *from* that position
+    text_labels: Tensor  # (N,) int64 or IGNORE
+    # input groups of codes
+    codes: Tensor  # (C, k, Q) int64 with special codes
+    code_positions: Tensor  # (C,) int64 into N
+    # groups the speech head must say, reply after reply
+    speech_positions: Tensor  # (H,) int64 into N: whose hidden state conditions the group
+    speech_labels: Tensor  # (H, k, Q) int64 or IGNORE
+    reply_lengths: Tensor  # (U,) int64 on CPU, groups per reply; sums to H
+    # user speech
+    audio: Waveforms  # (A, S) at geometry.sample_rate
+    feature_positions: Tensor  # (F,) int64 into N, clip after clip
+    # bookkeeping
+    capacity: int  # positions the line could have held
+    seconds: float  # audio seconds in the line, user and assistant
+    text_token_total: int  # labelled text tokens of the whole optimizer step on this rank (all micro-batches)
+    speech_token_total: int  # labelled speech tokens of the whole optimizer step on this rank
+    ids: tuple[str, ...] = ()  # (R,) "<cut id>/<mode>" of the rows
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What a speech head says of its labels."""
+
+    logprobs: Tensor  # (H, k, Q) float32, log-probability of each label; 0 where mask is False
+    correct: Tensor  # (H, k, Q) bool, the label is the most likely code
+    mask: Tensor  # (H, k, Q) bool
+
+
+@dataclass(frozen=True)
+class SpeechLMOutput:
+    """Log-probabilities of the labelled tokens only; sums and counts, so that callers normalise by tokens."""
+
+    text_logprobs: Tensor  # (M,) float32, one per labelled text position
+    text_correct: Tensor  # (M,) bool
+    text_positions: Tensor  # (M,) int64 into N
+    speech: HeadOutput  # (H, k, Q)
+
+    @property
+    def text_loss_sum(self) -> Tensor:
+        """Summed negative log-likelihood of text, nats; 0 for an empty stream. Shape ``()``."""
+        return -self.text_logprobs.sum()
+
+    @property
+    def text_count(self) -> int:
+        """Labelled text tokens."""
+        return self.text_logprobs.numel()
+
+    @property
+    def speech_loss_sum(self) -> Tensor:
+        """Summed negative log-likelihood of speech codes, nats; 0 for an empty stream. Shape ``()``."""
+        return -self.speech.logprobs.sum()
+
+    @property
+    def speech_count(self) -> Tensor:
+        """Labelled speech codes. Shape ``()``."""
+        return self.speech.mask.sum()
+
+
+def to_device(value: T_, device: torch.device | str) -> T_:
+    """Copy of a dataclass of tensors with every tensor on ``device``, except the per-row lengths kept on CPU."""
+    changes: dict[str, Any] = {}
+    for field in fields(value):  # type: ignore[arg-type]
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor) and not (
+            isinstance(value, SpeechTextBatch) and field.name in ("lengths", "reply_lengths")
+        ):
+            changes[field.name] = item.to(device, non_blocking=True)
+        elif isinstance(item, Waveforms):
+            changes[field.name] = to_device(item, device)
+    return replace(value, **changes)  # type: ignore[type-var]
