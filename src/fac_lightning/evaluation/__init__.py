@@ -1,1 +1,7 @@
-"""Room evaluation."""
+"""Measuring what a trained run can do: runner, metrics and the report page."""
+
+from fac_lightning.evaluation.report import RunReport
+from fac_lightning.evaluation.spoken_qa import SpokenQAEvaluation
+from fac_lightning.evaluation.wer import word_error_rate
+
+__all__ = ["RunReport", "SpokenQAEvaluation", "word_error_rate"]

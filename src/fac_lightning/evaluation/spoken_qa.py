@@ -1,0 +1,221 @@
+"""Evaluate a trained run on spoken questions whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fac_lightning.data.dialogue import Dialogue, read_dialogues
+from fac_lightning.evaluation.audio import match_rate, write_wav
+from fac_lightning.evaluation.wer import word_error_rate
+from fac_lightning.generation import Decoding, Generator, Reply, UserTurn
+from fac_lightning.prompts import ChatFormat
+from fac_lightning.recognizers.base import Recognizer
+
+__all__ = ["Answer", "SpokenQAEvaluation"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question put to the model, and all that was measured of its answer."""
+
+    id: str
+    question: str
+    voice: str
+    reference: str
+    text: str
+    exact: bool  # the model's text equals the reference
+    finished: bool  # it ended by itself
+    seconds: float  # spoken answer
+    transcript: str | None = None  # what the recogniser heard
+    files: dict[str, str] = field(default_factory=dict)  # kind -> audio file
+
+
+class SpokenQAEvaluation:
+    """Ask every question of one or more dialogue sets and measure text and speech of the answers.
+
+    Text: share of answers that are the reference, word for word. Speech: word error rate of an independent recogniser
+    on the spoken answers against the model's own text, beside its error on the tokenizer's reconstruction of the true
+    answers (the best that the tokenizer allows) and on the true recordings.
+
+    Args:
+        run: Folder of a trained run.
+        sets: Name -> dialogues folder (first user turn asks, next assistant turn is the reference).
+        out: Folder for ``results.json`` and the audio of examples.
+        load_run: Rebuilds a run (``fac_lightning.cli.build.load_run``); the command line passes it.
+        recognizer: Judge of the spoken answers; its weights must not be the speech encoder's. None skips speech.
+        mode: ``S2M`` or another mode of the model.
+        batch_size: Questions generated together.
+        limit: Questions taken from each set, spread over it; None takes all.
+        limit_spoken: Answers of each set that the recogniser hears; None: all.
+        num_examples: Question and answer pairs kept as audio.
+        max_positions: Longest answer in backbone positions.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        sets: dict[str, str],
+        out: str,
+        load_run: Callable[[str], Any],
+        recognizer: Recognizer | None = None,
+        mode: str = "S2M",
+        batch_size: int = 32,
+        limit: int | None = None,
+        limit_spoken: int | None = None,
+        num_examples: int = 6,
+        max_positions: int = 64,
+    ) -> None:
+        if not sets:
+            raise ValueError("sets is empty: name at least one dialogues folder to evaluate on")
+        self.run_folder, self.sets, self.out, self.mode = run, dict(sets), Path(out), mode
+        self.load_run, self.recognizer = load_run, recognizer
+        self.batch_size, self.limit, self.limit_spoken = batch_size, limit, limit_spoken
+        self.num_examples, self.max_positions = num_examples, max_positions
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate and write ``results.json``; returns its content."""
+        loaded = self.load_run(self.run_folder)
+        generator = Generator(
+            loaded.model,
+            ChatFormat(loaded.text_tokenizer),
+            tokenizer=loaded.tokenizer,
+            lead_in=loaded.data.get("lead_in", 0),
+            system_prompts=loaded.data.get("system_prompts"),
+        )
+        result: dict[str, Any] = {"run": self.run_folder, "mode": self.mode, "sets": {}}
+        truths: dict[str, tuple[np.ndarray, int]] = {}
+        for name, folder in self.sets.items():
+            dialogues = _spread(list(read_dialogues(folder)), self.limit)
+            result["sets"][name] = self._evaluate(generator, dialogues, name, truths)
+        if self.recognizer is not None and generator.tokenizer is not None and truths:
+            result["reconstruction"] = self._reconstruction(generator, truths)
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "results.json").write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
+        return result
+
+    def _evaluate(
+        self, generator: Generator, dialogues: list[Dialogue], name: str, truths: dict[str, tuple[np.ndarray, int]]
+    ) -> dict[str, Any]:
+        rate = generator.model.geometry.sample_rate
+        answers: list[Answer] = []
+        replies: list[Reply] = []
+        started = time.perf_counter()
+        for first in range(0, len(dialogues), self.batch_size):
+            batch = dialogues[first : first + self.batch_size]
+            turns = [_user_turn(d, rate) for d in batch]
+            replies += generator.generate(turns, mode=self.mode, decoding=Decoding(max_positions=self.max_positions))
+        wall = time.perf_counter() - started
+        for dialogue, reply in zip(dialogues, replies, strict=True):
+            question, truth = dialogue.turns[0], dialogue.turns[1]
+            if truth.audio is not None and truth.sample_rate is not None:
+                truths.setdefault(truth.text, (truth.audio, truth.sample_rate))
+            answers.append(
+                Answer(
+                    id=dialogue.id,
+                    question=question.text,
+                    voice=str(question.custom.get("voice", "")),
+                    reference=truth.text,
+                    text=reply.text.strip(),
+                    exact=reply.text.strip() == truth.text.strip(),
+                    finished=reply.finished,
+                    seconds=0.0
+                    if reply.audio is None or not reply.sample_rate
+                    else len(reply.audio) / reply.sample_rate,
+                )
+            )
+        scored: dict[str, Any] = {
+            "count": len(answers),
+            "text_exact": float(np.mean([a.exact for a in answers])),
+            "finished": float(np.mean([a.finished for a in answers])),
+            "text_exact_by_voice": _by_voice(answers),
+            "text_wer": word_error_rate([a.reference for a in answers], [a.text for a in answers]),
+            "seconds": wall,
+        }
+        spoken = _spread([i for i, r in enumerate(replies) if r.audio is not None], self.limit_spoken)
+        if self.recognizer is not None and spoken:
+            heard = self.recognizer([_at(replies[i], self.recognizer.sample_rate) for i in spoken])
+            for i, text in zip(spoken, heard, strict=True):
+                answers[i] = _replace(answers[i], transcript=text)
+            pairs = [(answers[i].text, text) for i, text in zip(spoken, heard, strict=True) if answers[i].text]
+            scored["asr_wer"] = word_error_rate([t for t, _ in pairs], [h for _, h in pairs])
+            scored["asr_wer_to_reference"] = word_error_rate([answers[i].reference for i in spoken], heard)
+            scored["spoken_count"] = len(spoken)
+            scored["silent_count"] = len(replies) - sum(r.audio is not None and len(r.audio) > 0 for r in replies)
+        for i in _spread(spoken, self.num_examples):
+            answers[i] = _replace(answers[i], files=self._write_example(name, dialogues[i], replies[i]))
+        scored["answers"] = [asdict(a) for a in answers]
+        return scored
+
+    def _reconstruction(self, generator: Generator, truths: dict[str, tuple[np.ndarray, int]]) -> dict[str, Any]:
+        assert generator.tokenizer is not None
+        assert self.recognizer is not None
+        tokenizer, texts = generator.tokenizer, sorted(truths)
+        texts = _spread(texts, self.limit_spoken)
+        originals, rebuilt = [], []
+        for text in texts:
+            audio, rate = truths[text]
+            wave = torch.from_numpy(match_rate(audio, rate, tokenizer.sample_rate)).float()[None]
+            back = tokenizer.decode(tokenizer.encode(wave).codes)
+            rebuilt.append(match_rate(back.audio[0].numpy(), back.sample_rate, self.recognizer.sample_rate))
+            originals.append(match_rate(audio, rate, self.recognizer.sample_rate))
+        return {
+            "count": len(texts),
+            "asr_wer": word_error_rate(texts, self.recognizer(rebuilt)),
+            "asr_wer_original": word_error_rate(texts, self.recognizer(originals)),
+        }
+
+    def _write_example(self, name: str, dialogue: Dialogue, reply: Reply) -> dict[str, str]:
+        files: dict[str, str] = {}
+        stem = f"{name}-{dialogue.id}".replace("/", "_")
+        question, truth = dialogue.turns[0], dialogue.turns[1]
+        for kind, audio, rate in (
+            ("question", question.audio, question.sample_rate),
+            ("answer", None if reply.audio is None else reply.audio.numpy(), reply.sample_rate),
+            ("truth", truth.audio, truth.sample_rate),
+        ):
+            if audio is not None and rate is not None:
+                path = self.out / "audio" / f"{stem}.{kind}.wav"
+                write_wav(path, audio, rate)
+                files[kind] = str(path.relative_to(self.out))
+        return files
+
+
+def _user_turn(dialogue: Dialogue, rate: int) -> UserTurn:
+    turn = dialogue.turns[0]
+    if turn.audio is None or turn.sample_rate is None:
+        return UserTurn(text=turn.text)
+    return UserTurn(audio=match_rate(turn.audio, turn.sample_rate, rate))
+
+
+def _at(reply: Reply, rate: int) -> np.ndarray:
+    assert reply.audio is not None
+    assert reply.sample_rate is not None
+    return match_rate(reply.audio.float().numpy(), reply.sample_rate, rate)
+
+
+def _seconds(reply: Reply) -> float:
+    return 0.0 if reply.audio is None or not reply.sample_rate else len(reply.audio) / reply.sample_rate
+
+
+def _by_voice(answers: Sequence[Answer]) -> dict[str, float]:
+    voices = sorted({a.voice for a in answers})
+    return {v: float(np.mean([a.exact for a in answers if a.voice == v])) for v in voices}
+
+
+def _spread(items: list[Any], limit: int | None) -> list[Any]:
+    """At most ``limit`` items, evenly taken from the whole list."""
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
+
+
+def _replace(answer: Answer, **changes: Any) -> Answer:
+    return Answer(**{**asdict(answer), **changes})
