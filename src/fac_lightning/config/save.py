@@ -1,0 +1,78 @@
+"""The recipe of a run as a file: complete, headed by the versions that made it, never overwritten."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from fac_lightning.config.compose import Recipe
+from fac_lightning.config.errors import UserError
+
+__all__ = ["body", "header", "recipe_text", "save"]
+
+
+def header(command: Sequence[str] | None = None) -> str:
+    """One comment line: versions, git commit of the working folder, command line."""
+    names = [("fac_lightning", "fac-lightning"), ("lightning", "lightning"), ("torch", "torch")]
+    parts = [f"{name} {_version(package)}" for name, package in names]
+    parts.append(f"python {platform.python_version()}")
+    commit = _git("rev-parse", "--short", "HEAD")
+    if commit:
+        parts.append(f"git {commit}{' (dirty)' if _git('status', '--porcelain') else ''}")
+    parts.append(shlex.join(_command_line() if command is None else command))
+    return f"# {' | '.join(parts)}".replace("\n", " ")
+
+
+def recipe_text(recipe: Recipe, command: Sequence[str] | None = None) -> str:
+    """What ``recipe.yaml`` of a run holds: ``header`` and the resolved tree."""
+    return f"{header(command)}\n{recipe.text}"
+
+
+def body(text: str) -> str:
+    """A recipe's text without its comment lines: what makes two runs the same."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
+
+
+def save(text: str, path: Path) -> None:
+    """Write a recipe's text; the same recipe may stand there already, another may not.
+
+    Raises:
+        UserError: ``path`` holds another recipe.
+    """
+    if path.exists():
+        if body(path.read_text(encoding="utf-8")) == body(text):
+            return
+        raise UserError(
+            f"{path} holds the recipe of another run, which is never overwritten. Take another run folder "
+            f"(trainer.default_root_dir=...), repeat that run ('fac run {path}'), or remove {path.parent}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _command_line() -> list[str]:
+    program = Path(sys.argv[0]).name
+    start = ["python", "-m", "fac_lightning"] if program == "__main__.py" else [program]
+    return [*start, *sys.argv[1:]]
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
