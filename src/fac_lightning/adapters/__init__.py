@@ -1,1 +1,19 @@
-"""Room adapters."""
+"""Grouping and fusion: what fills one backbone position."""
+
+from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, Fusion
+from fac_lightning.adapters.codes import CodeEmbedding, ConcatCodeGrouping, MeanCodeGrouping
+from fac_lightning.adapters.features import ConcatGrouping, MeanGrouping
+from fac_lightning.adapters.fusion import MeanFusion, SumFusion
+
+__all__ = [
+    "CodeAdapter",
+    "CodeEmbedding",
+    "ConcatCodeGrouping",
+    "ConcatGrouping",
+    "FeatureAdapter",
+    "Fusion",
+    "MeanCodeGrouping",
+    "MeanFusion",
+    "MeanGrouping",
+    "SumFusion",
+]

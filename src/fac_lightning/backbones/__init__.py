@@ -1,1 +1,7 @@
-"""Room backbones."""
+"""The shared text LLM and its tokenizer."""
+
+from fac_lightning.backbones.base import Backbone
+from fac_lightning.backbones.hf import HFBackbone
+from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
+
+__all__ = ["Backbone", "HFBackbone", "load_text_tokenizer", "train_text_tokenizer"]

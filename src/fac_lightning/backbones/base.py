@@ -31,7 +31,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states ``(N, dim)`` of a packed line ``(N, dim)``; rows of ``lengths`` ``(R,)`` see only themselves."""
+        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; the rows of ``lengths`` ``(R,)`` see only themselves."""
 
     @abstractmethod
     def new_cache(self) -> Any:

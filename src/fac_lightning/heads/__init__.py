@@ -1,1 +1,16 @@
-"""Room heads."""
+"""Speech heads: backbone hidden states -> groups of codes."""
+
+from fac_lightning.heads.base import SpeechHead
+from fac_lightning.heads.parallel import ParallelHead
+from fac_lightning.heads.refined import RefinedHead, RefinedState, TextRefinedHead
+from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
+
+__all__ = [
+    "CausalTransformer",
+    "KeyValueCache",
+    "ParallelHead",
+    "RefinedHead",
+    "RefinedState",
+    "SpeechHead",
+    "TextRefinedHead",
+]

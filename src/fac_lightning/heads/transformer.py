@@ -1,0 +1,147 @@
+"""A small causal transformer for speech heads: packed rows in training, a growing cache in generation.
+
+Pre-norm blocks with RMSNorm, rotary positions and a SwiGLU feed-forward, as in Qwen3 but plain.
+
+Legend: N positions of a packed line, B rows, W width, H heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fac_lightning.packed import PackedLayout, packed_attention
+
+__all__ = ["CausalTransformer", "KeyValueCache"]
+
+
+class KeyValueCache:
+    """Keys and values of all layers, doubled in place when full; rows advance together.
+
+    Args:
+        num_layers: Layers that share the cache.
+        batch_size: Rows, B.
+    """
+
+    def __init__(self, num_layers: int, batch_size: int) -> None:
+        self.batch_size, self.length = batch_size, 0
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new ``(B, H, 1, E)`` behind ``length`` and return all ``(B, H, length + 1, E)``."""
+        end = self.length + 1
+        kept = self.layers[layer]
+        if kept is None or kept[0].shape[2] < end:
+            shape = (*key.shape[:2], max(64, 2 * self.length), key.shape[3])
+            grown = key.new_empty(shape), value.new_empty(shape)
+            if kept is not None:
+                for new, old in zip(grown, kept, strict=True):
+                    new[:, :, : self.length] = old[:, :, : self.length]
+            kept = self.layers[layer] = grown
+        keys, values = kept
+        keys[:, :, end - 1 : end], values[:, :, end - 1 : end] = key, value
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class CausalTransformer(nn.Module):
+    """Blocks over a packed line or one step at a time, with a final norm.
+
+    Args:
+        dim: Width W.
+        num_layers: Blocks.
+        num_heads: Attention heads; ``dim / num_heads`` must be even.
+        ffn_dim: Width inside the feed-forward.
+        gradient_checkpointing: Recompute blocks in the backward pass to save memory.
+    """
+
+    inverse_frequencies: Tensor
+    blocks: nn.ModuleList
+
+    def __init__(
+        self, dim: int, num_layers: int, num_heads: int, ffn_dim: int, gradient_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        if dim % (2 * num_heads):
+            raise ValueError(
+                f"width {dim} does not split into {num_heads} heads of an even width; "
+                f"take a multiple of {2 * num_heads}, or other num_heads"
+            )
+        self.head_dim, self.gradient_checkpointing = dim // num_heads, gradient_checkpointing
+        self.blocks = nn.ModuleList([_Block(dim, num_heads, ffn_dim, num_layers) for _ in range(num_layers)])
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        self.register_buffer("inverse_frequencies", 10000.0**-exponents, persistent=False)
+
+    def forward(self, inputs: Tensor, position_ids: Tensor, layout: PackedLayout) -> Tensor:
+        """Hidden states ``(N, W)`` of a packed line ``(N, W)`` whose ``position_ids`` ``(N,)`` restart in every row."""
+        rotary = self._rotary(position_ids, inputs.dtype)
+        hidden = inputs
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                hidden = checkpoint(block, hidden, rotary, layout, use_reentrant=False)
+            else:
+                hidden = block(hidden, rotary, layout)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def step(self, inputs: Tensor, cache: KeyValueCache) -> Tensor:
+        """Hidden states ``(B, W)`` of the next position ``(B, W)`` of every row; ``cache`` grows by one."""
+        rotary = self._rotary(torch.full((1,), cache.length, device=inputs.device), inputs.dtype)
+        hidden = inputs
+        for index, block in enumerate(self.blocks):
+            hidden = cast(_Block, block).step(hidden, rotary, cache, index)
+        cache.length += 1
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        angles = position_ids[:, None].float() * self.inverse_frequencies  # (N, E / 2)
+        angles = torch.cat([angles, angles], -1)[:, None]  # (N, 1, E)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class _Block(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to the stream."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm, self.ffn_norm = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.gate_up, self.down = nn.Linear(dim, 2 * ffn_dim, bias=False), nn.Linear(ffn_dim, dim, bias=False)
+        for linear in (self.qkv, self.gate_up):
+            nn.init.normal_(linear.weight, std=0.02)
+        for linear in (self.out, self.down):  # the stream's variance stays independent of depth (GPT-2)
+            nn.init.normal_(linear.weight, std=0.02 / (2 * num_layers) ** 0.5)
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], layout: PackedLayout) -> Tensor:
+        """Packed line ``(N, W)`` -> ``(N, W)``."""
+        query, key, value = self._heads(hidden, rotary)
+        mixed = packed_attention(query, key, value, layout)  # (N, H, E)
+        return self._feed_forward(hidden + self.out(mixed.flatten(1)))
+
+    def step(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, index: int) -> Tensor:
+        """One position a row ``(B, W)`` -> ``(B, W)``."""
+        query, key, value = (x.unsqueeze(2) for x in self._heads(hidden, rotary))  # (B, H, 1, E)
+        keys, values = cache.append(index, key, value)
+        mixed = F.scaled_dot_product_attention(query, keys, values)
+        return self._feed_forward(hidden + self.out(mixed.flatten(1)))
+
+    def _heads(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, each ``(rows, H, E)``."""
+        query, key, value = self.qkv(self.attention_norm(hidden)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        return _rotate(query, *rotary), _rotate(key, *rotary), value
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up(self.ffn_norm(hidden)).chunk(2, -1)
+        added: Tensor = hidden + self.down(F.silu(gate) * up)
+        return added
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cosine.to(x.dtype) + torch.cat([-second, first], -1) * sine.to(x.dtype)

@@ -1,0 +1,196 @@
+"""The model: slots joined into one network that reads and says text and speech.
+
+Legend: N positions of a packed line, D width of the backbone, C input groups of codes, H groups to say, A clips,
+F positions of user speech, k frames per group, Q codebooks, M labelled text positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, Fusion
+from fac_lightning.backbones.base import Backbone
+from fac_lightning.encoders.base import SpeechEncoder
+from fac_lightning.heads.base import SpeechHead
+from fac_lightning.losses import chunked_logprobs
+from fac_lightning.types import IGNORE, HeadOutput, SpeechGeometry, SpeechLMOutput, SpeechTextBatch
+
+__all__ = ["SpeechLM"]
+
+
+class SpeechLM(nn.Module):
+    """A text LLM at a low rate with speech on both sides.
+
+    Text, groups of codes and user features are embedded, fused where they meet, and run through the backbone once.
+    Text log-probabilities are computed where a text label is, the speech head runs where a group is said.
+
+    A slot may stay empty when no mode needs it: without ``head`` nothing is said, without ``encoder`` and
+    ``feature_adapter`` nothing is heard.
+
+    Args:
+        backbone: The shared text LLM.
+        head: Hidden states -> groups of codes.
+        encoder: User waveforms -> features.
+        feature_adapter: Features -> positions; goes with ``encoder``.
+        code_adapter: Groups of codes -> positions, the model's own speech fed back.
+        fusion: Joins streams that meet at a position; goes with ``code_adapter``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: SpeechHead | None = None,
+        encoder: SpeechEncoder | None = None,
+        feature_adapter: FeatureAdapter | None = None,
+        code_adapter: CodeAdapter | None = None,
+        fusion: Fusion | None = None,
+    ) -> None:
+        super().__init__()
+        if (encoder is None) != (feature_adapter is None):
+            given, missing = ("encoder", "feature_adapter") if encoder is not None else ("feature_adapter", "encoder")
+            raise ValueError(f"{given} is set but {missing} is not: user speech needs both, or neither")
+        if code_adapter is not None and fusion is None:
+            raise ValueError(
+                "code_adapter is set but fusion is not: text and codes meet at a position, so name how they join "
+                "(fac_lightning.adapters.SumFusion or MeanFusion)"
+            )
+        if encoder is not None and feature_adapter is not None:
+            _agree(
+                "feature_adapter.in_dim",
+                feature_adapter.in_dim,
+                "encoder.dim",
+                encoder.dim,
+                "model.feature_adapter.in_dim",
+            )
+        for name, part in (("feature_adapter", feature_adapter), ("code_adapter", code_adapter), ("head", head)):
+            if part is not None:
+                _agree(f"{name}.dim", part.dim, "backbone.dim", backbone.dim, "vars.dim")
+        if head is not None and code_adapter is not None:
+            for size in ("group_size", "codebook_size", "num_codebooks"):
+                _agree(
+                    f"code_adapter.{size}",
+                    getattr(code_adapter, size),
+                    f"head.{size}",
+                    getattr(head, size),
+                    f"vars.{size}",
+                )
+        self.backbone, self.head, self.encoder = backbone, head, encoder
+        self.feature_adapter, self.code_adapter, self.fusion = feature_adapter, code_adapter, fusion
+
+    @property
+    def geometry(self) -> SpeechGeometry:
+        """The numbers that layout needs.
+
+        Without an encoder ``samples_per_position`` is 0: no waveform fits. Without head and code adapter
+        ``codebook_size`` is 0: no code fits.
+        """
+        codes = self.head if self.head is not None else self.code_adapter
+        encoder, grouping = self.encoder, self.feature_adapter
+        return SpeechGeometry(
+            sample_rate=encoder.sample_rate if encoder is not None else 16000,
+            samples_per_position=0 if encoder is None or grouping is None else encoder.hop_length * grouping.group_size,
+            group_size=1 if codes is None else codes.group_size,
+            num_codebooks=1 if codes is None else codes.num_codebooks,
+            codebook_size=0 if codes is None else codes.codebook_size,
+            vocab_size=self.backbone.vocab_size,
+        )
+
+    def forward(self, batch: SpeechTextBatch) -> SpeechLMOutput:
+        """Log-probabilities of all labels of a packed line; an empty stream gives empty tensors and sums of 0."""
+        hidden = self.backbone(self.embed(batch), batch.position_ids, batch.lengths)
+        positions = (batch.text_labels != IGNORE).nonzero().squeeze(1)
+        logprobs, correct = chunked_logprobs(
+            hidden.index_select(0, positions), self.backbone.output_weight, batch.text_labels[positions]
+        )
+        return SpeechLMOutput(
+            text_logprobs=logprobs, text_correct=correct, text_positions=positions, speech=self._say(batch, hidden)
+        )
+
+    def embed(self, batch: SpeechTextBatch) -> Tensor:
+        """Fused embeddings ``(N, D)`` of a packed line.
+
+        Raises:
+            ValueError: The batch holds a stream whose slot is empty, or speech features and positions do not agree.
+        """
+        text = self.backbone.embed(batch.text_ids.masked_fill(~batch.text_mask, 0))
+        text = text.masked_fill(~batch.text_mask[:, None], 0)
+        streams, present = [text], [batch.text_mask]
+        if self.code_adapter is not None:
+            # also with no group: every parameter then has a gradient, as distributed training wants
+            self._place(self.code_adapter(batch.codes), batch.code_positions, streams, present)
+        elif batch.codes.shape[0]:
+            raise ValueError(
+                f"the batch holds {batch.codes.shape[0]} groups of codes but the model has no code_adapter; "
+                "name one in the recipe, or take modes without speech output"
+            )
+        if self.feature_adapter is not None or batch.feature_positions.numel():
+            self._place(self.hear(batch.audio.audio, batch.audio.lengths), batch.feature_positions, streams, present)
+        stacked, there = torch.stack(streams), torch.stack(present)  # (streams, N, D), (streams, N)
+        fused: Tensor = stacked.sum(0) if self.fusion is None else self.fusion(stacked, there)
+        return fused
+
+    def hear(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Positions ``(F, D)`` of waveforms ``(A, S)`` at ``geometry.sample_rate``, clip after clip, no padding.
+
+        All clips go through the encoder in one call. With no clip the encoder does not run.
+        """
+        if self.encoder is None or self.feature_adapter is None:
+            raise ValueError(
+                "the batch holds user speech but the model has no encoder and feature_adapter; "
+                "name them in the recipe, or take modes with text input (T2M, T2T, TTS)"
+            )
+        if audio.shape[0] == 0:
+            empty = self.backbone.output_weight.new_zeros(0, 0, self.feature_adapter.in_dim)
+            positions = self.feature_adapter(empty, lengths)
+            nothing: Tensor = positions.features.flatten(0, 1) + self._untouched_encoder()
+            return nothing
+        features = self.encoder(audio, lengths)
+        positions = self.feature_adapter(features.features, features.lengths)
+        steps = torch.arange(positions.features.shape[1], device=audio.device)
+        heard: Tensor = positions.features[steps < positions.lengths[:, None]]
+        return heard
+
+    def _place(self, values: Tensor, positions: Tensor, streams: list[Tensor], present: list[Tensor]) -> None:
+        """Add a stream ``(N, D)`` that holds ``values`` at ``positions`` and zero elsewhere."""
+        text, _ = streams[0], present[0]
+        if values.shape[0] != positions.shape[0]:
+            raise ValueError(
+                f"{values.shape[0]} speech embeddings for {positions.shape[0]} positions; layout and model must have "
+                f"the same geometry, the model's is {self.geometry}"
+            )
+        streams.append(torch.zeros_like(text).index_copy(0, positions, values.to(text.dtype)))
+        present.append(torch.zeros_like(present[0]).index_fill(0, positions, True))
+
+    def _say(self, batch: SpeechTextBatch, hidden: Tensor) -> HeadOutput:
+        """The head's output on the groups to say ``(H, k, Q)``."""
+        where, labels = batch.speech_positions, batch.speech_labels
+        if self.head is None:
+            if labels.shape[0]:
+                raise ValueError(
+                    f"the batch holds {labels.shape[0]} groups to say but the model has no head; "
+                    "name one in the recipe, or take modes without speech output (S2T, T2T, ASR)"
+                )
+            mask = labels != IGNORE
+            return HeadOutput(logprobs=hidden.new_zeros(labels.shape).float(), correct=mask, mask=mask)
+        text = None
+        if self.head.needs_text:
+            there = batch.text_mask[where]
+            text = self.backbone.embed(batch.text_ids[where].masked_fill(~there, 0)).detach()
+            text = text.masked_fill(~there[:, None], 0)
+        output: HeadOutput = self.head(hidden.index_select(0, where), labels, batch.reply_lengths, text)
+        return output
+
+    def _untouched_encoder(self) -> Tensor:
+        """Zero that depends on the encoder's trainable parameters, where processes must agree on gradients."""
+        zero = self.backbone.output_weight.new_zeros(())
+        if self.encoder is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            for parameter in self.encoder.parameters():
+                if parameter.requires_grad:
+                    zero = zero + parameter.flatten()[:1].sum() * 0
+        return zero
+
+
+def _agree(name: str, value: int, other_name: str, other: int, key: str) -> None:
+    if value != other:
+        raise ValueError(f"{name} ({value}) != {other_name} ({other}): set {key} to {other}")

@@ -1,0 +1,196 @@
+"""Causal attention over packed rows, shared by backbones and heads: no padding line, no mask of size N x N.
+
+Rows of similar length are gathered into one right-padded batch each, where causality alone keeps padding out of sight;
+a row that is long or alone is sliced instead of gathered. On CUDA in half precision the variable-length kernel of
+PyTorch takes the packed line as it is.
+
+Legend: N positions of the line, R rows, H query heads, K key-value heads (H a multiple of K), E width of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Bucket", "PackedLayout", "packed_attention", "packed_layout"]
+
+#: Rows at least this long are attended one by one: their attention costs far more than one more kernel call.
+LONG_ROW = 384
+#: A row joins a bucket when it is at least this fraction of the bucket's longest row.
+MIN_FILL = 0.7
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows that are attended together."""
+
+    rows: int  # Rb
+    length: int  # positions of the longest row
+    start: int  # first position in the line when the bucket is one row
+    gather: Tensor | None  # (Rb * length,) int64 into N; None when the bucket is one row
+    valid: Tensor | None  # (sum of lengths,) int64 into Rb * length
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where the rows of a packed line lie; computed once per forward and used by every layer."""
+
+    total: int  # N
+    max_length: int
+    buckets: tuple[Bucket, ...]
+    restore: Tensor | None  # (N,) int64: line position -> place in the concatenated bucket outputs
+    offsets: Tensor  # (R + 1,) int32 cumulative lengths
+
+
+def packed_layout(lengths: Tensor, device: torch.device | str) -> PackedLayout:
+    """Sort rows of ``lengths`` ``(R,)`` into buckets; index tensors land on ``device``. Empty rows are skipped."""
+    sizes = [int(n) for n in lengths.tolist() if n > 0]
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    buckets, taken = [], []
+    first = 0
+    while first < len(order):
+        longest, last = sizes[order[first]], first + 1
+        while longest < LONG_ROW and last < len(order) and sizes[order[last]] >= MIN_FILL * longest:
+            last += 1
+        rows = torch.tensor(order[first:last])
+        row_lengths, steps = torch.tensor(sizes)[rows], torch.arange(longest)
+        # positions past a row's end repeat its last one: causality hides them and their outputs are dropped
+        positions = offsets[rows][:, None] + torch.minimum(steps, row_lengths[:, None] - 1)  # (Rb, longest)
+        real = (steps < row_lengths[:, None]).flatten()
+        taken.append(positions.flatten()[real])
+        single = last - first == 1
+        buckets.append(
+            Bucket(
+                rows=last - first,
+                length=longest,
+                start=int(offsets[rows[0]]),
+                gather=None if single else positions.flatten().to(device),
+                valid=None if single or bool(real.all()) else real.nonzero().squeeze(1).to(device),
+            )
+        )
+        first = last
+    in_order = torch.cat(taken) if taken else torch.zeros(0, dtype=torch.long)
+    restore = torch.empty_like(in_order)
+    restore[in_order] = torch.arange(len(in_order))
+    sorted_already = bool((in_order[1:] > in_order[:-1]).all())
+    return PackedLayout(
+        total=int(offsets[-1]),
+        max_length=max(sizes, default=0),
+        buckets=tuple(buckets),
+        restore=None if sorted_already else restore.to(device),
+        offsets=offsets.to(device, torch.int32),
+    )
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """Attend causally inside every row of a packed line.
+
+    Args:
+        query: ``(N, H, E)``.
+        key: ``(N, K, E)``.
+        value: ``(N, K, E)``.
+        layout: Of the same line.
+        scale: Factor of the scores; ``E ** -0.5`` when None.
+        dropout: Probability that a weight is dropped.
+        window: Positions that a query sees, itself included; all earlier ones when None.
+
+    Returns:
+        ``(N, H, E)``.
+
+    Raises:
+        ValueError: The line is not as long as the layout says.
+    """
+    if query.shape[0] != layout.total:
+        raise ValueError(
+            f"the line has {query.shape[0]} positions but its row lengths sum to {layout.total}; "
+            "pass the lengths of the rows that were packed"
+        )
+    if layout.total == 0:
+        return query + key.sum() + value.sum()  # keeps the graph, so that every parameter gets a zero gradient
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
+        return _varlen_attention(query, key, value, layout, scale, window)
+    outputs = [_attend_bucket(query, key, value, b, scale, dropout, window) for b in layout.buckets]
+    joined: Tensor = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return joined if layout.restore is None else joined.index_select(0, layout.restore)
+
+
+def _attend_bucket(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bucket: Bucket,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    def take(x: Tensor) -> Tensor:  # (N, heads, E) -> (Rb, heads, length, E)
+        if bucket.gather is None:
+            return x[bucket.start : bucket.start + bucket.length].transpose(0, 1).unsqueeze(0)
+        return x.index_select(0, bucket.gather).view(bucket.rows, bucket.length, *x.shape[1:]).transpose(1, 2)
+
+    band = None
+    if window is not None and window < bucket.length:
+        steps = torch.arange(bucket.length, device=query.device)
+        distance = steps[:, None] - steps
+        band = (distance >= 0) & (distance < window)
+    out: Tensor = F.scaled_dot_product_attention(
+        take(query),
+        take(key),
+        take(value),
+        attn_mask=band,
+        dropout_p=dropout,
+        is_causal=band is None,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    flat: Tensor = out.transpose(1, 2).flatten(0, 1)  # (Rb * length, H, E)
+    return flat if bucket.valid is None else flat.index_select(0, bucket.valid)
+
+
+@lru_cache(maxsize=1)
+def _varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
+    """PyTorch's variable-length attention and the options that the installed version knows."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    names = frozenset(inspect.signature(varlen_attn).parameters)
+    return (varlen_attn, names) if "window_size" in names else None
+
+
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None, window: int | None
+) -> Tensor:
+    found = _varlen()
+    assert found is not None
+    varlen_attn, names = found
+    options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
+    if "scale" in names:
+        options["scale"] = scale
+    elif scale is not None:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in names:
+            options["enable_gqa"] = True
+        else:
+            repeats = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    bounds, longest = layout.offsets, layout.max_length
+    out: Tensor = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
+    return out
