@@ -34,7 +34,7 @@ lint: $(STAMP_TEST)
 	@$(BIN)/mypy
 
 docs: $(STAMP_TEST)
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then \

@@ -13,11 +13,12 @@ import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    # Tiny tensors: a second thread costs more than it brings.
+def _one_thread() -> None:
+    """Tiny tensors: a second thread costs more than it brings."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed() -> None:
+    """No test depends on the one before it."""
     torch.manual_seed(0)
