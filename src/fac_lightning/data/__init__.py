@@ -1,5 +1,32 @@
 """Room data: dialogues on disk, layout, packing, data modules. lhotse is imported only when it is used."""
 
+from fac_lightning.data.chat import SpeechChatDataModule
+from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
+from fac_lightning.data.corpus import Corpus
 from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn, load_turn_audio, read_cuts, read_dialogues
+from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
+from fac_lightning.data.text import TextTokenizerTraining
 
-__all__ = ["Dialogue", "DialogueWriter", "Turn", "load_turn_audio", "read_cuts", "read_dialogues"]
+__all__ = [
+    "Budget",
+    "Clip",
+    "CodeStore",
+    "Corpus",
+    "Dialogue",
+    "DialogueWriter",
+    "Row",
+    "SpeechChatDataModule",
+    "SpokenTurn",
+    "TextTokenizerTraining",
+    "Turn",
+    "collate_line",
+    "fit_mode",
+    "lay_out",
+    "load_turn_audio",
+    "pack_lines",
+    "read_cuts",
+    "read_dialogues",
+    "share_totals",
+    "tokenizer_fingerprint",
+]

@@ -1,0 +1,203 @@
+"""``SpeechChatDataModule``: dialogues on disk become packed lines for training and validation."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.packing import Budget, pack_lines
+from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
+from fac_lightning.data.text import CachedChatFormat
+from fac_lightning.prompts import ChatFormat
+from fac_lightning.text_tokenizer import load_text_tokenizer
+from fac_lightning.tokenizers.base import SpeechTokenizer
+from fac_lightning.types import SpeechGeometry, SpeechTextBatch, to_device
+
+__all__ = ["SpeechChatDataModule"]
+
+log = logging.getLogger(__name__)
+
+MAX_LEFT_OUT = 0.05  # share of dialogues that may fit no line before setup refuses
+MAX_COUNTED = 20_000  # dialogues laid out beforehand to count those left out
+
+
+class SpeechChatDataModule(lightning.LightningDataModule):
+    """Spoken and written dialogues, packed without padding.
+
+    Training is one endless stream (set ``max_steps``), seeded, shuffled anew every epoch, and split over ranks and
+    workers. Each dialogue is laid out in a mode drawn by weight. A resumed run goes on behind the last line it saw.
+    Validation is one pass in fixed order.
+
+    Args:
+        train: Dialogues folder or manifest, or several.
+        text_tokenizer: Hub id or folder of the text tokenizer.
+        val: Dialogues for validation.
+        tokenizer: Speech tokenizer; needed by the modes that say speech.
+        geometry: ``SpeechLM.geometry``; needed by every mode but T2T.
+        modes: Weight per mode (``prompts.MODES``); all S2M when None. Dialogues without speech on a side fall back to
+            text on it.
+        capacity: Positions of a line.
+        max_audio_seconds: Users' speech that a line may hold; no limit when None.
+        max_speech_tokens: Frames of codes to say that a line may hold; no limit when None.
+        lead_in: Groups of ``bos`` codes before a reply.
+        system_prompts: Prompt per mode, where it is to differ. A dialogue's own prompt comes first.
+        seed: Order and modes.
+        num_workers: Processes that lay out and pack; 0 does it in the training process.
+        val_lines: Use only the first lines of validation.
+        look_ahead: Lines kept open while packing.
+        cache_audio: Keep the users' waveforms in memory once read.
+    """
+
+    prepare_data_per_node = False
+
+    def __init__(
+        self,
+        train: str | list[str],
+        text_tokenizer: str,
+        val: str | None = None,
+        tokenizer: SpeechTokenizer | None = None,
+        geometry: SpeechGeometry | None = None,
+        modes: dict[str, float] | None = None,
+        capacity: int = 2048,
+        max_audio_seconds: float | None = None,
+        max_speech_tokens: int | None = None,
+        lead_in: int = 0,
+        system_prompts: dict[str, str] | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        val_lines: int | None = None,
+        look_ahead: int = 64,
+        cache_audio: bool = True,
+    ) -> None:
+        super().__init__()
+        self.train_paths = [train] if isinstance(train, str) else list(train)
+        self.val_path, self.text_tokenizer, self.tokenizer, self.geometry = val, text_tokenizer, tokenizer, geometry
+        self.modes = dict(modes) if modes else {"S2M": 1.0}
+        self.budget = Budget(
+            capacity,
+            float("inf") if max_audio_seconds is None else max_audio_seconds,
+            float("inf") if max_speech_tokens is None else max_speech_tokens,
+        )
+        if lead_in < 0 or look_ahead < 1:
+            raise ValueError(f"lead_in must not be negative and look_ahead at least 1, got {lead_in} and {look_ahead}")
+        self.lead_in, self.system_prompts, self.seed = lead_in, system_prompts, seed
+        self.num_workers, self.val_lines, self.look_ahead = num_workers, val_lines, look_ahead
+        self.cache_audio = cache_audio
+        self.train_corpus: Corpus | None = None
+        self.val_corpus: Corpus | None = None
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """Chat format over the text tokenizer, which is loaded at the first use."""
+        return CachedChatFormat(load_text_tokenizer(self.text_tokenizer))
+
+    def save_text_tokenizer(self, folder: str | Path) -> None:
+        """Write a copy of the text tokenizer, special tokens included."""
+        self.chat.tokenizer.save_pretrained(str(folder))  # type: ignore[attr-defined]
+
+    def prepare_data(self) -> None:
+        """Make the missing speech codes, on one process."""
+        self.setup("prepare")
+
+    def setup(self, stage: str) -> None:
+        """Read the manifests; count, log and, above a share, refuse dialogues that fit no line."""
+        if self.train_corpus is None:
+            self.train_corpus = self._corpus(self.train_paths)
+        if self.val_corpus is None and self.val_path is not None:
+            self.val_corpus = self._corpus([self.val_path])
+
+    def train_dataloader(self) -> Any:
+        """Endless loader of packed lines."""
+        return _TrainLoader(self)
+
+    def val_dataloader(self) -> Any:
+        """Loader of one pass over the validation lines; nothing without ``val``."""
+        if self.val_corpus is None:
+            return []
+        shard, shards = self._shard()
+        return FixedLines(self.val_corpus, self.budget, self.seed, self.look_ahead, self.val_lines, shard, shards)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Packed lines by ``types.to_device``; anything else as Lightning does."""
+        if isinstance(batch, SpeechTextBatch):
+            return to_device(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Counts per split: dialogues, turns, hours, rows of each mode in one epoch, mean fill of the lines."""
+        self.setup("describe")
+        report: dict[str, dict[str, Any]] = {}
+        for name, corpus in (("train", self.train_corpus), ("val", self.val_corpus)):
+            if corpus is None:
+                continue
+            modes = Counter(corpus.draw_mode(item, self.seed, 0) or "none" for item in corpus.items)
+            if name == "train":
+                lines = list(islice(pack_lines(stream_rows(corpus, self.budget, self.seed), self.budget, 64), 32))
+            else:
+                lines = FixedLines(corpus, self.budget, self.seed, self.look_ahead, self.val_lines).lines
+            fill = float(np.mean([sum(len(row) for row in line) for line in lines])) / self.budget.positions
+            report[name] = {**corpus.describe(), "rows": dict(sorted(modes.items())), "fill": fill}
+        return report
+
+    def _corpus(self, paths: list[str]) -> Corpus:
+        corpus = Corpus(
+            paths,
+            self.chat,
+            self.geometry,
+            self.tokenizer,
+            self.modes,
+            self.system_prompts,
+            self.lead_in,
+            self.cache_audio,
+        )
+        rows = [corpus.row(i, self.seed, 0) for i in range(min(len(corpus), MAX_COUNTED))]
+        unserved = sum(row is None for row in rows)
+        long = sum(row is not None and not self.budget.fits(row) for row in rows)
+        if unserved or long:
+            message = (
+                f"{unserved + long} of {len(rows)} dialogues in {', '.join(paths)} are left out: {long} do not fit a "
+                f"line of {self.budget}, {unserved} have no speech for the modes {', '.join(corpus.modes)}"
+            )
+            if unserved + long > MAX_LEFT_OUT * len(rows):
+                raise ValueError(f"{message}. Raise capacity, max_audio_seconds or max_speech_tokens, or add modes")
+            log.warning(message)
+        return corpus
+
+    def _shard(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+class _TrainLoader:
+    """Lines of the endless stream; each new iteration goes on behind the last line trained on."""
+
+    def __init__(self, module: SpeechChatDataModule) -> None:
+        self.module = module
+
+    def __iter__(self) -> Iterator[SpeechTextBatch]:
+        module, trainer = self.module, self.module.trainer
+        assert module.train_corpus is not None
+        window = trainer.accumulate_grad_batches if trainer is not None else 1
+        # Lightning restores this count from a checkpoint before it asks for an iterator.
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total if trainer is not None else None
+        done = progress.processed if progress is not None else 0
+        shard, shards = module._shard()
+        stream = LineStream(
+            module.train_corpus, module.budget, module.seed, window, module.look_ahead, shard, shards, done // window
+        )
+        windows = iter(DataLoader(stream, batch_size=None, num_workers=module.num_workers))
+        first = done % window
+        for lines in windows:
+            yield from lines[first:]
+            first = 0

@@ -1,0 +1,195 @@
+"""A corpus: the dialogues of some manifests, ready to be laid out in any mode."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fac_lightning.data.audio import check_sources, read_samples
+from fac_lightning.data.codes import CodeStore
+from fac_lightning.data.dialogue import manifest_path, read_cuts, turn_recording
+from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.prompts import MODES, ChatFormat
+from fac_lightning.tokenizers.base import SpeechTokenizer
+from fac_lightning.types import SpeechGeometry
+
+__all__ = ["Corpus", "CorpusItem"]
+
+
+@dataclass(frozen=True)
+class CorpusItem:
+    """One dialogue."""
+
+    id: str
+    turns: tuple[SpokenTurn, ...]
+    system: str | None
+
+
+class Corpus:
+    """Dialogues in memory: texts and codes; the users' waveforms are read when a line needs them.
+
+    Args:
+        paths: Dialogue folders or manifests, one after the other.
+        chat: Token ids.
+        geometry: Sizes of the model; None for text alone.
+        tokenizer: Makes the codes of the assistant's turns; None where no mode says speech.
+        modes: Weight of each mode of ``prompts.MODES``.
+        system_prompts: Prompts that replace those of the modes.
+        lead_in: Groups of ``bos`` codes before a reply.
+        cache_audio: Keep the users' waveforms as 16-bit integers once they are read.
+        progress: Show a bar while codes are made.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        chat: ChatFormat,
+        geometry: SpeechGeometry | None,
+        tokenizer: SpeechTokenizer | None,
+        modes: Mapping[str, float],
+        system_prompts: Mapping[str, str] | None = None,
+        lead_in: int = 0,
+        cache_audio: bool = True,
+        progress: bool = True,
+    ) -> None:
+        self.chat, self.geometry, self.lead_in = chat, geometry, lead_in
+        self.modes = {mode: float(weight) for mode, weight in modes.items() if weight > 0}
+        self.system_prompts = dict(system_prompts or {})
+        if unknown := sorted((modes.keys() | self.system_prompts.keys()) - MODES.keys()):
+            raise ValueError(f"unknown modes {', '.join(unknown)}; choose from {', '.join(MODES)}")
+        if not self.modes:
+            raise ValueError(f"modes gives no mode a positive weight: {dict(modes)}")
+        self._hears = any(MODES[mode][0] for mode in self.modes)
+        self._says = any(MODES[mode][1] for mode in self.modes)
+        self._check_sizes(tokenizer)
+        self.items: list[CorpusItem] = []
+        for path in paths:
+            self._read(path, tokenizer, cache_audio, progress)
+        if not self.items:
+            raise ValueError(f"there is no dialogue in {', '.join(map(str, paths))}")
+
+    def __len__(self) -> int:
+        """Dialogues."""
+        return len(self.items)
+
+    def draw_mode(self, item: CorpusItem, seed: int, epoch: int) -> str | None:
+        """The mode of a dialogue in an epoch, by weight; None when it can serve no mode. Depends on nothing else."""
+        served = [(fitted, self.modes[mode]) for mode in self.modes if (fitted := fit_mode(mode, item.turns))]
+        if not served:
+            return None
+        ticket = int.from_bytes(blake2b(f"{seed}/{epoch}/{item.id}".encode(), digest_size=7).digest()) / 2**56
+        ends = np.cumsum([weight for _, weight in served])
+        return served[int(np.searchsorted(ends, ticket * ends[-1], side="right"))][0]
+
+    def row(self, index: int, seed: int, epoch: int) -> Row | None:
+        """Dialogue ``index`` laid out in the mode of the epoch; None when it can serve no mode."""
+        item = self.items[index]
+        mode = self.draw_mode(item, seed, epoch)
+        if mode is None:
+            return None
+        system = item.system if item.system is not None else self.system_prompts.get(mode)
+        return lay_out(item.id, item.turns, self.chat, self.geometry, mode, self.lead_in, system)
+
+    def describe(self) -> dict[str, float]:
+        """Counts of what is there."""
+        turns = [turn for item in self.items for turn in item.turns]
+        heard = [turn.clip.num_samples for turn in turns if turn.clip is not None]
+        said = [turn.seconds for turn in turns if turn.codes is not None]
+        rate = self.geometry.sample_rate if self.geometry else 1
+        return {
+            "dialogues": len(self.items),
+            "turns": len(turns),
+            "spoken_user_turns": len(heard),
+            "spoken_assistant_turns": len(said),
+            "user_hours": sum(heard) / rate / 3600,
+            "assistant_hours": sum(said) / 3600,
+        }
+
+    def _read(self, path: str | Path, tokenizer: SpeechTokenizer | None, cache_audio: bool, progress: bool) -> None:
+        cuts = list(read_cuts(path))
+        if twice := [name for name, n in Counter(cut.id for cut in cuts).items() if n > 1]:
+            raise ValueError(f"{path} has several dialogues of the id {twice[0]!r}; ids must be unique")
+        replies = False
+        for cut in cuts:
+            for i, supervision in enumerate(cut.supervisions):
+                if (recording := turn_recording(cut, i)) is not None:
+                    check_sources(recording)
+                    replies |= supervision.speaker == "assistant"
+        codes: dict[tuple[str, int], np.ndarray] = {}
+        if replies and self._says:
+            if tokenizer is None or self.geometry is None:
+                raise ValueError(
+                    f"{path} has spoken replies and the modes {', '.join(self.modes)} say them, but there is no "
+                    f"{'speech tokenizer' if tokenizer is None else 'geometry'}; give one, or leave the modes S2M, "
+                    "T2M and TTS out"
+                )
+            codes = CodeStore(manifest_path(path).parent, tokenizer).complete(cuts, progress)
+        for cut in cuts:
+            turns = tuple(self._turn(cut, i, codes, cache_audio) for i in range(len(cut.supervisions)))
+            self.items.append(CorpusItem(cut.id, turns, (cut.custom or {}).get("system")))
+
+    def _turn(self, cut: Any, index: int, codes: Mapping[tuple[str, int], np.ndarray], cache_audio: bool) -> SpokenTurn:
+        supervision = cut.supervisions[index]
+        if supervision.speaker not in ("user", "assistant") or supervision.text is None:
+            raise ValueError(
+                f"cut {cut.id!r}, turn {index}: speaker {supervision.speaker!r} and text {supervision.text!r}; a turn "
+                "needs the speaker 'user' or 'assistant' and a text"
+            )
+        if supervision.speaker == "assistant":
+            found = codes.get((cut.id, index))
+            return SpokenTurn("assistant", supervision.text, codes=found, seconds=supervision.duration)
+        recording = turn_recording(cut, index)
+        if recording is None or not self._hears:
+            return SpokenTurn("user", supervision.text)
+        if self.geometry is None:
+            raise ValueError(
+                f"cut {cut.id!r} has a spoken user turn and the modes {', '.join(self.modes)} hear it, but there is no "
+                "geometry; give SpeechLM.geometry, or leave the modes S2M, S2T and ASR out"
+            )
+        read = _ClipReader(recording, supervision.start, supervision.duration, self.geometry.sample_rate, cache_audio)
+        return SpokenTurn("user", supervision.text, clip=Clip(read.num_samples, read))
+
+    def _check_sizes(self, tokenizer: SpeechTokenizer | None) -> None:
+        """The model's sizes against those of the two tokenizers."""
+        geometry = self.geometry
+        if geometry is None:
+            return
+        entries = len(self.chat.tokenizer)  # type: ignore[arg-type]
+        if entries > geometry.vocab_size:
+            raise ValueError(
+                f"the text tokenizer has {entries} tokens, the backbone's embedding {geometry.vocab_size} rows; give "
+                f"the backbone a vocab_size of at least {entries}"
+            )
+        if tokenizer is not None and self._says:
+            sizes = (tokenizer.num_codebooks, tokenizer.codebook_size)
+            if sizes != (geometry.num_codebooks, geometry.codebook_size):
+                raise ValueError(
+                    f"the speech tokenizer has (codebooks, codes) = {sizes}, the model "
+                    f"{(geometry.num_codebooks, geometry.codebook_size)}; build the model with the tokenizer's sizes"
+                )
+
+
+class _ClipReader:
+    """Reads one user turn as 16-bit samples, and may remember it."""
+
+    def __init__(self, recording: Any, start: float, duration: float, sample_rate: int, cache: bool) -> None:
+        self.recording, self.start, self.duration, self.sample_rate = recording, start, duration, sample_rate
+        stored = round(duration * recording.sampling_rate)
+        self.num_samples = -(-stored * sample_rate // recording.sampling_rate)
+        self.cache = cache
+        self.samples: np.ndarray | None = None
+
+    def __call__(self) -> np.ndarray:
+        if self.samples is not None:
+            return self.samples
+        audio = read_samples(self.recording, self.start, self.duration, self.sample_rate)
+        samples: np.ndarray = np.round(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype(np.int16)
+        if self.cache:
+            self.samples = samples
+        return samples

@@ -1,0 +1,264 @@
+"""Layout: a dialogue becomes one row of backbone positions, with its labels. The rules are all here.
+
+A row is the system turn, then per turn its opening, its content and its closing. Content is one of
+
+* text: the tokens;
+* the user's speech: ``<|audio_bos|>``, one position per ``samples_per_position`` samples, ``<|audio_eos|>``;
+* the assistant's speech: ``<|audio_bos|>``, positions ``p_1 .. p_M`` that hold a text token *and* a group of codes,
+  ``<|audio_eos|>``. The code stream is the reply's frames and one frame of ``eos``, cut into groups of ``k``;
+  ``lead_in`` groups of ``bos`` may come first. Text shorter than speech is followed by ``<|sil|>``; where text is
+  longer, its last positions hold no codes.
+
+Text is learned from the last token of the assistant's opening (which predicts the first of the content) up to
+``<|im_end|>``. Group ``g_i`` is learned from the position before the one that holds it. Labels are shifted here, once.
+
+Legend: N positions, k frames per group, Q codebooks, C groups put in, H groups to say, U replies, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat
+from fac_lightning.types import IGNORE, SpeechGeometry, bos_code, eos_code, pad_code
+
+__all__ = ["Clip", "Row", "SpokenTurn", "fit_mode", "lay_out"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A user's waveform that is read only when a packed line needs it."""
+
+    num_samples: int  # at the geometry's sample rate
+    load: Callable[[], np.ndarray]  # (num_samples,) float32 in [-1, 1], or int16
+
+
+@dataclass(frozen=True)
+class SpokenTurn:
+    """A turn as layout takes it."""
+
+    role: str  # "user" or "assistant"
+    text: str
+    clip: Clip | None = None  # the user's speech
+    codes: np.ndarray | None = None  # (T, Q) int, the assistant's speech
+    seconds: float = 0.0  # of the codes; a clip knows its own
+
+
+@dataclass(frozen=True)
+class Row:
+    """One dialogue, laid out; all positions count from 0 in this row."""
+
+    id: str  # "<dialogue id>/<mode>"
+    text_ids: np.ndarray  # (N,) int64
+    text_mask: np.ndarray  # (N,) bool
+    text_labels: np.ndarray  # (N,) int64 or IGNORE
+    codes: np.ndarray  # (C, k, Q) int64
+    code_positions: np.ndarray  # (C,) int64
+    speech_positions: np.ndarray  # (H,) int64
+    speech_labels: np.ndarray  # (H, k, Q) int64 or IGNORE
+    reply_lengths: np.ndarray  # (U,) int64
+    feature_positions: np.ndarray  # (F,) int64
+    clips: tuple[Clip, ...]  # (A,)
+    audio_seconds: float  # of the user's clips
+    seconds: float  # of speech, user and assistant
+
+    def __len__(self) -> int:
+        """Positions."""
+        return len(self.text_ids)
+
+    @property
+    def num_text_labels(self) -> int:
+        """Labelled text tokens."""
+        return int((self.text_labels != IGNORE).sum())
+
+    @property
+    def num_speech_labels(self) -> int:
+        """Labelled codes."""
+        return int((self.speech_labels != IGNORE).sum())
+
+
+def fit_mode(mode: str, turns: Sequence[SpokenTurn]) -> str | None:
+    """The mode nearest to ``mode`` that a dialogue can serve, or None.
+
+    A side on which no turn has speech is text: S2M becomes T2M, S2T or T2T. ASR without the user's speech and TTS
+    without the assistant's are nothing.
+
+    Raises:
+        ValueError: There is no such mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; choose from {', '.join(MODES)}")
+    heard = any(t.role == "user" and t.clip is not None for t in turns)
+    said = any(t.role == "assistant" and t.codes is not None for t in turns)
+    if mode in ("ASR", "TTS"):
+        return mode if (heard if mode == "ASR" else said) else None
+    user, assistant = MODES[mode]
+    return ("S" if user and heard else "T") + "2" + ("M" if assistant and said else "T")
+
+
+def lay_out(
+    dialogue_id: str,
+    turns: Sequence[SpokenTurn],
+    chat: ChatFormat,
+    geometry: SpeechGeometry | None = None,
+    mode: str = "S2M",
+    lead_in: int = 0,
+    system: str | None = None,
+) -> Row:
+    """Lay a dialogue out as one row.
+
+    Every assistant turn is learned. In a dialogue that can serve the mode (``fit_mode``), a single turn without
+    speech stands as text among spoken ones. ASR pairs each spoken user turn with its own text and TTS each spoken
+    assistant turn with its own text; other turns are left out.
+
+    Args:
+        dialogue_id: Goes into the row's id.
+        turns: The dialogue.
+        chat: Token ids of the pieces.
+        geometry: Sizes of the model; None where no turn is laid out as speech.
+        mode: One of ``prompts.MODES``.
+        lead_in: Groups of ``bos`` codes before the first real group.
+        system: System prompt; that of the mode when None.
+
+    Raises:
+        ValueError: The dialogue cannot serve the mode, or speech is asked for without a geometry.
+    """
+    if fit_mode(mode, turns) != mode:
+        raise ValueError(f"dialogue {dialogue_id!r} has no speech for mode {mode}; take the mode fit_mode gives")
+    layout = _Layout(chat, geometry, lead_in)
+    layout.text(chat.system(SYSTEM_PROMPTS[mode] if system is None else system))
+    user_speech, assistant_speech = MODES[mode]
+    for turn in turns:
+        if mode == "ASR":
+            if turn.role == "user" and turn.clip is not None:
+                layout.user(turn, speech=True, after="\n" + ASR_INSTRUCTION)
+                layout.assistant(turn, speech=False)
+        elif mode == "TTS":
+            if turn.role == "assistant" and turn.codes is not None:
+                layout.user(turn, speech=False, before=TTS_INSTRUCTION + "\n")
+                layout.assistant(turn, speech=True)
+        elif turn.role == "user":
+            layout.user(turn, speech=user_speech and turn.clip is not None)
+        else:
+            layout.assistant(turn, speech=assistant_speech and turn.codes is not None)
+    return layout.row(f"{dialogue_id}/{mode}")
+
+
+class _Layout:
+    """Pieces of a row under construction; ``length`` is the next free position."""
+
+    def __init__(self, chat: ChatFormat, geometry: SpeechGeometry | None, lead_in: int) -> None:
+        self.chat, self.geometry, self.lead_in = chat, geometry, lead_in
+        self.length = 0
+        self.ids: list[np.ndarray] = []
+        self.mask: list[np.ndarray] = []
+        self.labels: list[tuple[int, int]] = []  # spans [first, last) whose next token is learned
+        self.codes: list[np.ndarray] = []
+        self.code_positions: list[np.ndarray] = []
+        self.speech_positions: list[np.ndarray] = []
+        self.speech_labels: list[np.ndarray] = []
+        self.feature_positions: list[np.ndarray] = []
+        self.clips: list[Clip] = []
+        self.audio_seconds = self.reply_seconds = 0.0
+
+    def text(self, ids: Sequence[int] | np.ndarray, embedded: bool = True) -> int:
+        """Append positions; returns the first one."""
+        first = self.length
+        self.ids.append(np.asarray(ids, dtype=np.int64))
+        self.mask.append(np.full(len(ids), embedded))
+        self.length += len(ids)
+        return first
+
+    def user(self, turn: SpokenTurn, speech: bool, before: str = "", after: str = "") -> None:
+        self.text(self.chat.user_open())
+        if speech:
+            self._heard(turn)
+            if after:
+                self.text(self.chat.encode(after))
+        else:
+            self.text(self.chat.encode(before + turn.text + after))
+        self.text(self.chat.close())
+
+    def assistant(self, turn: SpokenTurn, speech: bool) -> None:
+        self.text(self.chat.assistant_open())
+        first = self.length - 1
+        if speech:
+            self._said(turn)
+        else:
+            self.text(self.chat.encode(turn.text))
+        end = self.text(self.chat.close())
+        self.labels.append((first, end))
+
+    def _heard(self, turn: SpokenTurn) -> None:
+        """The user's speech."""
+        assert turn.clip is not None
+        geometry = self._geometry()
+        positions = -(-turn.clip.num_samples // geometry.samples_per_position)
+        self.text([self.chat.audio_bos])
+        first = self.text(np.full(positions, self.chat.audio), embedded=False)
+        self.text([self.chat.audio_eos])
+        self.feature_positions.append(np.arange(first, first + positions))
+        self.clips.append(turn.clip)
+        self.audio_seconds += turn.clip.num_samples / geometry.sample_rate
+
+    def _said(self, turn: SpokenTurn) -> None:
+        """The assistant's speech, text and codes side by side."""
+        assert turn.codes is not None
+        stream, labels = _groups(turn.codes, self._geometry(), self.lead_in)
+        tokens = np.asarray(self.chat.encode(turn.text), dtype=np.int64)
+        opening = self.text([self.chat.audio_bos])
+        self.text(np.pad(tokens, (0, max(0, len(stream) - len(tokens))), constant_values=self.chat.sil))
+        self.text([self.chat.audio_eos])
+        self.codes.append(stream)
+        self.code_positions.append(np.arange(len(stream)) + opening + 1)
+        self.speech_labels.append(labels)
+        self.speech_positions.append(np.arange(len(labels)) + opening + self.lead_in)
+        self.reply_seconds += turn.seconds
+
+    def _geometry(self) -> SpeechGeometry:
+        if self.geometry is None:
+            raise ValueError("speech needs a geometry: give SpeechLM.geometry, or use mode T2T for text alone")
+        return self.geometry
+
+    def row(self, row_id: str) -> Row:
+        ids = np.concatenate(self.ids)
+        labels = np.full(self.length, IGNORE, dtype=np.int64)
+        for first, last in self.labels:
+            labels[first:last] = ids[first + 1 : last + 1]
+        shape = (0, self.geometry.group_size, self.geometry.num_codebooks) if self.geometry else (0, 1, 1)
+        grid, flat = [np.zeros(shape, np.int64)], [np.zeros(0, np.int64)]
+        return Row(
+            id=row_id,
+            text_ids=ids,
+            text_mask=np.concatenate(self.mask),
+            text_labels=labels,
+            codes=np.concatenate(grid + self.codes),
+            code_positions=np.concatenate(flat + self.code_positions),
+            speech_positions=np.concatenate(flat + self.speech_positions),
+            speech_labels=np.concatenate(grid + self.speech_labels),
+            reply_lengths=np.array([len(x) for x in self.speech_labels], dtype=np.int64),
+            feature_positions=np.concatenate(flat + self.feature_positions),
+            clips=tuple(self.clips),
+            audio_seconds=self.audio_seconds,
+            seconds=self.audio_seconds + self.reply_seconds,
+        )
+
+
+def _groups(codes: np.ndarray, geometry: SpeechGeometry, lead_in: int) -> tuple[np.ndarray, np.ndarray]:
+    """Groups put in ``(lead_in + G, k, Q)`` and groups to say ``(G, k, Q)`` of a reply's codes ``(T, Q)``."""
+    k, size = geometry.group_size, geometry.codebook_size
+    if codes.ndim != 2 or codes.shape[1] != geometry.num_codebooks:
+        raise ValueError(
+            f"codes have the shape {codes.shape}; the model has {geometry.num_codebooks} codebooks: (T, "
+            f"{geometry.num_codebooks}). Give data and model the same tokenizer"
+        )
+    frames = len(codes) + 1  # and the frame of eos
+    stream = np.pad(codes.astype(np.int64), ((0, 1), (0, 0)), constant_values=eos_code(size))
+    tail = ((0, -frames % k), (0, 0))
+    said = np.pad(stream, tail, constant_values=pad_code(size)).reshape(-1, k, geometry.num_codebooks)
+    labels = np.pad(stream, tail, constant_values=IGNORE).reshape(said.shape)
+    lead = np.full((lead_in, k, geometry.num_codebooks), bos_code(size), dtype=np.int64)
+    return np.concatenate([lead, said]), labels

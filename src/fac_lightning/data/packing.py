@@ -1,0 +1,145 @@
+"""Packing: rows of any length become full lines, without padding.
+
+Legend: N positions of a line, R rows in it, A clips, S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fac_lightning.data.layout import Clip, Row
+from fac_lightning.types import SpeechTextBatch, Waveforms
+
+__all__ = ["Budget", "collate_line", "pack_lines", "share_totals"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one line may hold."""
+
+    positions: int
+    audio_seconds: float = float("inf")  # of the users' clips, which the speech encoder runs over
+    speech_tokens: float = float("inf")  # code frames to say, which the speech head runs over
+
+    def __post_init__(self) -> None:
+        """Refuse empty budgets."""
+        if min(self.positions, self.audio_seconds, self.speech_tokens) <= 0:
+            raise ValueError(f"every budget of a line must be positive, got {self}")
+
+    @property
+    def limits(self) -> np.ndarray:
+        """The three limits ``(3,)``."""
+        return np.array([self.positions, self.audio_seconds, self.speech_tokens])
+
+    def fits(self, row: Row) -> bool:
+        """Whether a row fits into an empty line."""
+        return bool((_cost(row) <= self.limits).all())
+
+
+def _cost(row: Row) -> np.ndarray:
+    return np.array([len(row), row.audio_seconds, row.speech_labels.shape[0] * row.speech_labels.shape[1]])
+
+
+def pack_lines(rows: Iterable[Row], budget: Budget, look_ahead: int = 64) -> Iterator[list[Row]]:
+    """Group rows into lines online, each row where it leaves the least room (best fit).
+
+    Args:
+        rows: A stream, also an endless one.
+        budget: Of a line.
+        look_ahead: Lines kept open. When a row fits none of them, the fullest is given out.
+
+    Yields:
+        The rows of one line. At the end of the stream the open lines follow, the oldest first.
+
+    Raises:
+        ValueError: A row does not fit an empty line.
+    """
+    limits = budget.limits
+    bound = np.isfinite(limits)
+    left = np.zeros((0, 3))  # what each open line still takes
+    lines: list[list[Row]] = []
+    for row in rows:
+        cost = _cost(row)
+        if (cost > limits).any():
+            raise ValueError(
+                f"row {row.id!r} needs (positions, audio seconds, speech tokens) {cost.tolist()}, a line takes "
+                f"{limits.tolist()}; raise the budget or leave the row out"
+            )
+        fitting = np.flatnonzero((left >= cost).all(axis=1))
+        if len(fitting):
+            line = int(fitting[left[fitting, 0].argmin()])
+            lines[line].append(row)
+            left[line] -= cost
+        else:
+            if len(lines) == look_ahead:
+                fullest = int((left[:, bound] / limits[bound]).min(axis=1).argmin())
+                yield lines.pop(fullest)
+                left = np.delete(left, fullest, axis=0)
+            line = len(lines)
+            lines.append([row])
+            left = np.concatenate([left, [limits - cost]])
+        if left[line, 0] == 0:
+            yield lines.pop(line)
+            left = np.delete(left, line, axis=0)
+    yield from lines
+
+
+def collate_line(rows: Sequence[Row], capacity: int, sample_rate: int = 0) -> SpeechTextBatch:
+    """One packed line of rows; the clips are read here.
+
+    Args:
+        rows: At least one.
+        capacity: Positions that the line could have held.
+        sample_rate: Hz of the clips; 0 where there is no speech.
+    """
+    lengths = np.array([len(row) for row in rows])
+    starts = lengths.cumsum() - lengths
+    text_labels = _joined([row.text_labels for row in rows])
+    speech_labels = _joined([row.speech_labels for row in rows])
+    return SpeechTextBatch(
+        text_ids=_joined([row.text_ids for row in rows]),
+        text_mask=_joined([row.text_mask for row in rows]),
+        position_ids=_joined([np.arange(n) for n in lengths]),
+        lengths=torch.from_numpy(lengths),
+        text_labels=text_labels,
+        codes=_joined([row.codes for row in rows]),
+        code_positions=_joined([row.code_positions + start for row, start in zip(rows, starts, strict=True)]),
+        speech_positions=_joined([row.speech_positions + start for row, start in zip(rows, starts, strict=True)]),
+        speech_labels=speech_labels,
+        reply_lengths=_joined([row.reply_lengths for row in rows]),
+        audio=_waveforms([clip for row in rows for clip in row.clips], sample_rate),
+        feature_positions=_joined([row.feature_positions + start for row, start in zip(rows, starts, strict=True)]),
+        capacity=capacity,
+        seconds=sum(row.seconds for row in rows),
+        text_token_total=sum(row.num_text_labels for row in rows),
+        speech_token_total=sum(row.num_speech_labels for row in rows),
+        ids=tuple(row.id for row in rows),
+    )
+
+
+def share_totals(lines: Sequence[SpeechTextBatch]) -> list[SpeechTextBatch]:
+    """The lines of one optimizer step, each with the labelled tokens of all of them as its totals."""
+    text, speech = sum(x.text_token_total for x in lines), sum(x.speech_token_total for x in lines)
+    return [replace(x, text_token_total=text, speech_token_total=speech) for x in lines]
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _waveforms(clips: Sequence[Clip], sample_rate: int) -> Waveforms:
+    """Clips ``(A, S)``, right padded with zeros; int16 samples become floats."""
+    lengths = torch.tensor([clip.num_samples for clip in clips], dtype=torch.int64)
+    audio = torch.zeros(len(clips), int(lengths.max()) if len(clips) else 0)
+    for i, clip in enumerate(clips):
+        samples = clip.load()
+        if len(samples) != clip.num_samples:
+            raise ValueError(f"a clip gave {len(samples)} samples where {clip.num_samples} were promised")
+        scale = 1 / 32768 if samples.dtype == np.int16 else 1.0
+        audio[i, : len(samples)] = torch.from_numpy(samples.astype(np.float32) * scale)
+    return Waveforms(audio, lengths, sample_rate)

@@ -1,0 +1,116 @@
+"""The endless training stream: shuffled dialogues, laid out, packed, cut into optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.layout import Row
+from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
+from fac_lightning.types import SpeechTextBatch
+
+__all__ = ["FixedLines", "LineStream", "stream_rows"]
+
+
+def stream_rows(corpus: Corpus, budget: Budget, seed: int, shard: int = 0, num_shards: int = 1) -> Iterator[Row]:
+    """Rows without end, every epoch in a new order; shards never share a row of the same epoch.
+
+    Dialogues that serve no mode or fit no line are left out; ``SpeechChatDataModule`` counts them beforehand.
+    """
+    size = len(corpus)
+    for epoch in count():
+        order = np.random.default_rng([seed, epoch]).permutation(size)
+        # Shards take turns over the endless sequence, so that each gets rows even when there are few dialogues.
+        for index in order[(shard - epoch * size) % num_shards :: num_shards]:
+            row = corpus.row(int(index), seed, epoch)
+            if row is not None and budget.fits(row):
+                yield row
+
+
+class LineStream(IterableDataset):
+    """Packed lines without end, ``window`` at a time: the micro-batches of one optimizer step.
+
+    Args:
+        corpus: Where rows come from.
+        budget: Of a line.
+        seed: Order of rows and draw of modes.
+        window: Lines per optimizer step.
+        look_ahead: Lines kept open while packing.
+        shard: Rank of this process.
+        num_shards: Processes.
+        skip: Windows to leave out, counted over all workers: where an interrupted run goes on.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        budget: Budget,
+        seed: int,
+        window: int = 1,
+        look_ahead: int = 64,
+        shard: int = 0,
+        num_shards: int = 1,
+        skip: int = 0,
+    ) -> None:
+        super().__init__()
+        self.corpus, self.budget, self.seed, self.window, self.look_ahead = corpus, budget, seed, window, look_ahead
+        self.shard, self.num_shards, self.skip = shard, num_shards, skip
+
+    def __iter__(self) -> Iterator[list[SpeechTextBatch]]:
+        worker: Any = get_worker_info()
+        workers = worker.num_workers if worker else 1
+        # Window w belongs to worker w % workers; after a skip the loader still asks worker 0 first.
+        number = ((worker.id if worker else 0) + self.skip) % workers
+        skipped = (self.skip - number + workers - 1) // workers
+        rows = stream_rows(
+            self.corpus, self.budget, self.seed, self.shard * workers + number, self.num_shards * workers
+        )
+        lines = pack_lines(rows, self.budget, self.look_ahead)
+        lines = islice(lines, skipped * self.window, None)
+        rate = self.corpus.geometry.sample_rate if self.corpus.geometry else 0
+        while True:
+            window = [collate_line(line, self.budget.positions, rate) for line in islice(lines, self.window)]
+            yield share_totals(window)
+
+
+class FixedLines:
+    """One pass over a corpus in fixed order, packed once; every process gets the same number of lines.
+
+    Args:
+        corpus: Where rows come from.
+        budget: Of a line.
+        seed: Draw of modes.
+        look_ahead: Lines kept open while packing.
+        max_lines: Keep the first lines only.
+        shard: Rank of this process.
+        num_shards: Processes. The first lines stand in again where the number of lines is no multiple of it.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        budget: Budget,
+        seed: int,
+        look_ahead: int = 64,
+        max_lines: int | None = None,
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> None:
+        found = (corpus.row(i, seed, 0) for i in range(len(corpus)))
+        rows = (row for row in found if row is not None and budget.fits(row))
+        lines: Sequence[list[Row]] = list(islice(pack_lines(rows, budget, look_ahead), max_lines))
+        each = -(-len(lines) // num_shards)
+        self.lines = [lines[i % len(lines)] for i in range(shard, each * num_shards, num_shards)]
+        self.budget, self.sample_rate = budget, corpus.geometry.sample_rate if corpus.geometry else 0
+
+    def __len__(self) -> int:
+        """Lines of this process."""
+        return len(self.lines)
+
+    def __iter__(self) -> Iterator[SpeechTextBatch]:
+        return (collate_line(line, self.budget.positions, self.sample_rate) for line in self.lines)

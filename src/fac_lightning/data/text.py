@@ -1,0 +1,56 @@
+"""Text on its way into rows: a chat format that remembers, and the job that trains a small text tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fac_lightning.data.dialogue import read_dialogues
+from fac_lightning.prompts import ASR_INSTRUCTION, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat
+from fac_lightning.text_tokenizer import train_text_tokenizer
+
+__all__ = ["CachedChatFormat", "TextTokenizerTraining"]
+
+MAX_CACHED_TEXTS = 200_000
+
+
+class CachedChatFormat(ChatFormat):
+    """A ``ChatFormat`` that encodes each text once; rows of later epochs cost no tokenisation."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; do not change the list."""
+        cache: dict[str, list[int]] = self.__dict__.setdefault("_cache", {})
+        ids = cache.get(text)
+        if ids is None:
+            if len(cache) >= MAX_CACHED_TEXTS:
+                cache.clear()
+            ids = cache[text] = super().encode(text)
+        return ids
+
+
+class TextTokenizerTraining:
+    """Job: train a byte-level BPE tokenizer on the texts of dialogues and on the fixed prompts.
+
+    Args:
+        dialogues: Dialogue folders or manifests; their audio is not read.
+        vocab_size: Size aimed at; a small corpus gives fewer.
+        out: Folder of the tokenizer.
+    """
+
+    def __init__(self, dialogues: list[str], vocab_size: int, out: str) -> None:
+        if not dialogues:
+            raise ValueError("dialogues is empty; name at least one dialogues folder")
+        self.dialogues, self.vocab_size, self.out = dialogues, vocab_size, Path(out)
+
+    def run(self) -> Path:
+        """Train, save and return the folder."""
+        train_text_tokenizer(self._texts(), self.vocab_size, self.out)
+        return self.out
+
+    def _texts(self) -> Iterator[str]:
+        yield from ("system\n", "user\n", "assistant\n", ASR_INSTRUCTION, TTS_INSTRUCTION, *SYSTEM_PROMPTS.values())
+        for path in self.dialogues:
+            for dialogue in read_dialogues(path, audio=False):
+                yield from (turn.text for turn in dialogue.turns)
+                if dialogue.system is not None:
+                    yield dialogue.system
