@@ -1,0 +1,124 @@
+"""Choosing the next token from logits: pure functions on whole batches.
+
+Randomness comes in as one uniform number per row, so a row's choice depends on its own numbers only: the same row
+gives the same tokens alone, in any batch and on any device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Decoding", "Sampling", "draw", "keep_top_k", "keep_top_p", "penalize_repetition", "pick", "uniforms"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one stream picks its tokens. The default is greedy.
+
+    Args:
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_k: Tokens that may be drawn, the most likely ones; 0 allows all.
+        top_p: Draw from the smallest set of likely tokens whose probability reaches this; 1 allows all.
+        repetition_penalty: Above 1 makes tokens less likely that the reply already holds (arXiv 1909.05858, 4.1).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}; 1 allows all tokens")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}; 1 changes nothing")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a reply is decoded.
+
+    Args:
+        text: Sampling of the text head.
+        speech: Sampling of the speech head.
+        max_positions: Longest reply in backbone positions; a longer one is cut and marked unfinished.
+        seed: Row ``i`` of a batch, or turn ``i`` of a session, draws from ``seed + i``.
+    """
+
+    text: Sampling = field(default_factory=Sampling)
+    speech: Sampling = field(default_factory=Sampling)
+    max_positions: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a reply of no positions."""
+        if self.max_positions < 1:
+            raise ValueError(f"max_positions must be at least 1, got {self.max_positions}")
+
+
+def uniforms(seeds: list[int], shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    """Random numbers in [0, 1): ``(B, *shape)``, row ``i`` drawn from ``seeds[i]`` alone."""
+    rows = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits ``(B, V)`` with those of ``seen`` ``(B, V)`` bool moved down: divided when positive, else multiplied."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Logits ``(B, V)`` with all but the ``top_k`` largest at -inf; ties with the smallest kept one stay."""
+    if top_k == 0 or top_k >= logits.shape[-1]:
+        return logits
+    smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Logits ``(B, V)`` with all at -inf but the smallest set of probability ``top_p`` or more (arXiv 1904.09751)."""
+    if top_p == 1.0:
+        return logits
+    ordered, index = logits.sort(dim=-1, descending=True)
+    probs = ordered.softmax(-1)
+    before = probs.cumsum(-1) - probs  # probability of all that is more likely
+    drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
+    return logits.masked_fill(drop, -torch.inf)
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens ``(B,)`` of logits ``(B, V)`` by the inverse distribution function at ``uniform`` ``(B,)`` in [0, 1).
+
+    Tokens are laid out from the most to the least likely; a token at -inf is never drawn.
+    """
+    ordered, index = logits.float().sort(dim=-1, descending=True, stable=True)
+    total = ordered.softmax(-1).cumsum(-1)
+    place = torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)
+    last = (ordered > -torch.inf).sum(-1, keepdim=True) - 1  # rounding may point behind the last possible token
+    return index.gather(-1, torch.minimum(place, last)).squeeze(-1)
+
+
+def pick(logits: Tensor, sampling: Sampling, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Next tokens ``(B,)`` of logits ``(B, V)``: penalty, temperature, top-k, top-p, then the draw.
+
+    Args:
+        logits: ``(B, V)``; forbidden tokens at -inf.
+        sampling: What to do with them.
+        uniform: ``(B,)`` in [0, 1); not looked at when greedy.
+        seen: ``(B, V)`` bool, tokens that the reply already holds; None penalises nothing.
+    """
+    logits = logits.float()
+    if seen is not None and sampling.repetition_penalty != 1.0:
+        logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
+    return draw(keep_top_p(logits, sampling.top_p), uniform)

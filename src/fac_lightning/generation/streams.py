@@ -1,0 +1,180 @@
+"""The two streams of a reply: each chooses its next token or group for B rows and keeps what was said.
+
+Legend: B rows, D width, V vocabulary, k frames of a group, Q codebooks, M positions of the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fac_lightning.generation.sampling import Sampling, pick, uniforms
+from fac_lightning.models import SpeechLM
+from fac_lightning.prompts import IM_START, ChatFormat
+from fac_lightning.types import bos_code, code_vocab_size, eos_code, pad_code
+
+__all__ = ["SpeechStream", "TextStream", "close_group", "evaluating", "join", "reply_noise"]
+
+
+class TextStream:
+    """Picks text tokens and knows which are out of place.
+
+    While speech is due, the reply cannot end. Afterwards ``<|audio_eos|>`` ends a spoken reply; ``<|im_end|>`` ends a
+    written one.
+
+    Args:
+        chat: Token ids of the marks.
+        sampling: How to pick.
+        noise: Uniform numbers ``(B, max_positions)``.
+        vocab_size: Rows of the text logits, V.
+        spoken: The reply has speech too.
+    """
+
+    def __init__(self, chat: ChatFormat, sampling: Sampling, noise: Tensor, vocab_size: int, spoken: bool) -> None:
+        never = {chat.pad, chat.audio, chat.audio_bos, *chat.encode(IM_START)}
+        self.chat, self.sampling, self.noise = chat, sampling, noise
+        self.stop = chat.audio_eos if spoken else chat.im_end
+        forbidden = torch.zeros(2, vocab_size, dtype=torch.bool)  # [no speech due, speech due]
+        forbidden[0, sorted(never | {chat.sil, chat.im_end if spoken else chat.audio_eos})] = True
+        forbidden[1, sorted(never | {chat.audio_eos, chat.im_end})] = True
+        self.forbidden = forbidden.to(noise.device)
+        self.seen = torch.zeros(len(noise), vocab_size, dtype=torch.bool, device=noise.device)
+        self.done = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)  # rows that closed their reply
+        self.tokens: list[Tensor] = []  # (B,) per position
+        self.kept: list[Tensor] = []  # (B,) bool per position, part of the row's reply
+
+    def next(self, logits: Tensor, speech_due: Tensor) -> Tensor:
+        """Tokens ``(B,)`` from logits ``(B, V)``; rows where ``speech_due`` ``(B,)`` cannot close the reply."""
+        logits = logits.float().masked_fill(self.forbidden[speech_due.long()], -torch.inf)
+        token = pick(logits, self.sampling, self.noise[:, len(self.tokens)], self.seen)
+        token = torch.where(self.done, self.chat.pad, token)
+        if self.sampling.repetition_penalty != 1.0:
+            self.seen.scatter_(1, token[:, None], True)
+            self.seen[:, self.chat.sil] = False  # silence repeats by design
+        self.done = self.done | (token == self.stop)
+        self.tokens.append(token)
+        self.kept.append(~self.done)
+        return token
+
+
+class SpeechStream:
+    """Asks the head for groups until each row has said ``eos``.
+
+    Args:
+        model: Has the head.
+        sampling: How to pick codes.
+        noise: Uniform numbers ``(B, max_positions, k * Q)``.
+        lead_in: Groups of ``bos`` codes before the first group of speech.
+    """
+
+    def __init__(self, model: SpeechLM, sampling: Sampling, noise: Tensor, lead_in: int) -> None:
+        if model.head is None:
+            raise ValueError("the model has no head, so it cannot speak; give SpeechLM(head=...) or choose a text mode")
+        self.head, self.sampling, self.noise, self.lead_in = model.head, sampling, noise, lead_in
+        batch_size, device = len(noise), noise.device
+        size, k, q = self.head.codebook_size, self.head.group_size, self.head.num_codebooks
+        self.state = self.head.new_state(batch_size)
+        self.lead = torch.full((batch_size, k, q), bos_code(size), device=device)
+        self.silence = torch.full((batch_size, k, q), pad_code(size), device=device)
+        self.due = torch.ones(batch_size, dtype=torch.bool, device=device)  # rows that still speak
+        self.seen = torch.zeros(q, batch_size, code_vocab_size(size), dtype=torch.bool, device=device)
+        self.eos = torch.tensor([eos_code(size)], device=device)
+        self.asked = 0  # codes of the current group
+        self.groups: list[Tensor] = []  # (B, k, Q) per position
+        self.kept: list[Tensor] = []  # (B, k) bool per position, real codes before the row's eos
+
+    def next(self, hidden: Tensor, text_embeds: Tensor, any_due: bool) -> tuple[Tensor, Tensor]:
+        """Groups ``(B, k, Q)`` after ``hidden`` ``(B, D)``, and which rows have one ``(B,)``.
+
+        ``text_embeds`` ``(B, D)`` are those of the text tokens that ``hidden`` has read last. Nothing is computed once
+        ``any_due`` is False.
+        """
+        present, group = self.due, self.silence
+        frames = torch.zeros(group.shape[:2], dtype=torch.bool, device=group.device)
+        if any_due and len(self.groups) < self.lead_in:
+            group = self.lead
+        elif any_due:
+            self.asked = 0
+            said = self.head.step(hidden, self.state, self._pick, text_embeds if self.head.needs_text else None)
+            closed, speech = close_group(said, self.head.codebook_size)
+            self.due = self.due & speech.all(1)
+            group = torch.where(present[:, None, None], closed, self.silence)
+            frames = speech & present[:, None]
+        self.groups.append(group)
+        self.kept.append(frames)
+        return group, present
+
+    def _pick(self, logits: Tensor) -> Tensor:
+        """Codes ``(B,)``; the head asks frame by frame and, within a frame, codebook by codebook."""
+        codebook = self.asked % len(self.seen)
+        if codebook > 0:  # a frame ends the speech as a whole, so its first code decides
+            logits = logits.index_fill(1, self.eos, -torch.inf)
+        seen = self.seen[codebook]
+        code = pick(logits, self.sampling, self.noise[:, len(self.groups), self.asked], seen)
+        if self.sampling.repetition_penalty != 1.0:
+            seen.scatter_(1, code[:, None], True)
+        self.asked += 1
+        return code
+
+
+def close_group(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Groups ``(B, k, Q)`` as training writes them, and the frames ``(B, k)`` bool that are speech.
+
+    The first frame with a special code becomes ``eos`` in all codebooks and the frames after it ``pad``.
+    """
+    special = (codes >= codebook_size).any(-1)
+    ends = special.cumsum(1)
+    closed = torch.where((ends > 0)[..., None], pad_code(codebook_size), codes)
+    closed = torch.where((special & (ends == 1))[..., None], eos_code(codebook_size), closed)
+    return closed, ends == 0
+
+
+def reply_noise(seeds: list[int], max_positions: int, draws: int, needed: bool, device: torch.device) -> Tensor:
+    """Uniform numbers ``(B, max_positions, draws)``; zeros that take no memory when nothing is drawn at random."""
+    if not needed:
+        return torch.zeros(1, 1, 1, device=device).expand(len(seeds), max_positions, draws)
+    return uniforms(seeds, (max_positions, draws), device)
+
+
+def join(model: SpeechLM, text_embeds: Tensor, group: Tensor | None, present: Tensor | None) -> Tensor:
+    """Embeddings ``(B, D)`` of one new position per row, fused as ``SpeechLM.embed`` does.
+
+    Args:
+        model: Has the adapters and the fusion.
+        text_embeds: ``(B, D)``; every row has a text token.
+        group: Codes ``(B, k, Q)``; None in a written reply.
+        present: ``(B,)`` bool, rows whose group counts.
+    """
+    everywhere = torch.ones(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
+    streams, there = [text_embeds], [everywhere]
+    if model.code_adapter is not None:
+        if group is None or present is None:
+            streams.append(torch.zeros_like(text_embeds))
+            there.append(~everywhere)
+        else:
+            streams.append(model.code_adapter(group).to(text_embeds.dtype).masked_fill(~present[:, None], 0))
+            there.append(present)
+    elif group is not None:
+        raise ValueError("the model has no code_adapter, so it cannot speak; name one or choose a text mode")
+    if model.feature_adapter is not None:  # a stream of user speech that is absent here
+        streams.append(torch.zeros_like(text_embeds))
+        there.append(~everywhere)
+    stacked = torch.stack(streams)
+    fused: Tensor = stacked.sum(0) if model.fusion is None else model.fusion(stacked, torch.stack(there))
+    return fused
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and the modules' own modes again afterwards; a model in eval mode is not touched."""
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    try:
+        if modes:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
