@@ -61,7 +61,9 @@ class HFBackbone(Backbone):
             lm = AutoModelForCausalLM.from_config(settings, **options)
         self._check(lm)
         if gradient_checkpointing:
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
+            # renamed within transformers 5; the old name warns where the new one exists
+            enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         # The tied matrix is held once, so that a state dict names every tensor once.
         self.model = lm.base_model
         tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight

@@ -12,7 +12,23 @@ from torch import Tensor
 from fac_lightning.losses import chunked_logprobs
 from fac_lightning.types import IGNORE, bos_code, eos_code, pad_code
 
-__all__ = ["end_after_eos", "labelled_logprobs", "spread_logits"]
+__all__ = ["check_labels", "end_after_eos", "labelled_logprobs", "spread_logits"]
+
+
+def check_labels(labels: Tensor, codebook_size: int) -> None:
+    """Refuse labels ``(...)`` that a head cannot say: ``bos``, ``pad`` and what is no code at all.
+
+    Raises:
+        ValueError: Names the first such label.
+    """
+    outside = (labels < 0) | (labels == bos_code(codebook_size)) | (labels > eos_code(codebook_size))
+    wrong = labels[outside & (labels != IGNORE)]
+    if wrong.numel():
+        raise ValueError(
+            f"speech label {int(wrong[0])} cannot be said: with codebook_size {codebook_size} labels are "
+            f"0..{codebook_size - 1}, eos {eos_code(codebook_size)} or {IGNORE}; "
+            "check that layout, tokenizer and head have the same codebook_size"
+        )
 
 
 def labelled_logprobs(
@@ -23,26 +39,15 @@ def labelled_logprobs(
     Args:
         hidden: ``(M, W)``.
         weight: ``(codebook_size + 1, W)``.
-        labels: ``(M,)`` codes, ``eos`` or IGNORE.
+        labels: ``(M,)`` codes, ``eos`` or IGNORE, checked.
         codebook_size: Real codes.
         bias: ``(codebook_size + 1,)``.
 
     Returns:
         Log-probabilities ``(M,)`` float32 and ``correct`` ``(M,)`` bool.
-
-    Raises:
-        ValueError: A label is ``bos``, ``pad`` or no code at all.
     """
     rows = (labels != IGNORE).nonzero().squeeze(1)
-    targets = labels[rows]
-    wrong = (targets < 0) | (targets == bos_code(codebook_size)) | (targets > eos_code(codebook_size))
-    if bool(wrong.any()):
-        raise ValueError(
-            f"speech label {int(targets[wrong][0])} cannot be said: with codebook_size {codebook_size} labels are "
-            f"0..{codebook_size - 1}, eos {eos_code(codebook_size)} or {IGNORE}; "
-            "check that layout, tokenizer and head have the same codebook_size"
-        )
-    targets = targets.where(targets < codebook_size, codebook_size)  # eos is the last output row
+    targets = labels[rows].clamp_max(codebook_size)  # eos is the last output row
     logprobs, correct = chunked_logprobs(hidden.index_select(0, rows), weight, targets, bias=bias)
     size = labels.shape[0]
     return (

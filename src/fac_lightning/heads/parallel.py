@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fac_lightning.heads.base import SpeechHead
-from fac_lightning.heads.labels import end_after_eos, labelled_logprobs, spread_logits
+from fac_lightning.heads.labels import check_labels, end_after_eos, labelled_logprobs, spread_logits
 from fac_lightning.types import IGNORE, HeadOutput
 
 __all__ = ["ParallelHead"]
@@ -48,6 +48,7 @@ class ParallelHead(SpeechHead):
         self, hidden: Tensor, labels: Tensor, reply_lengths: Tensor, text_embeds: Tensor | None = None
     ) -> HeadOutput:
         """Log-probabilities of labels ``(H, k, Q)`` given hidden states ``(H, dim)``."""
+        check_labels(labels, self.codebook_size)
         vectors, slots = self.body(hidden), self.group_size * self.num_codebooks
         matrices, biases = self.output.weight.unflatten(0, (slots, -1)), self.output.bias.unflatten(0, (slots, -1))
         flat = labels.flatten(1)  # (H, S)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fac_lightning.heads.base import SpeechHead
-from fac_lightning.heads.labels import labelled_logprobs, spread_logits
+from fac_lightning.heads.labels import check_labels, labelled_logprobs, spread_logits
 from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
 from fac_lightning.packed import packed_layout
 from fac_lightning.types import IGNORE, HeadOutput, bos_code, code_vocab_size, eos_code, pad_code
@@ -90,6 +90,7 @@ class RefinedHead(SpeechHead):
                 f"{hidden.shape[0]} hidden states, {labels.shape[0]} groups of labels and reply_lengths that sum to "
                 f"{int(reply_lengths.sum())} do not agree; pass one label group and one hidden state per group said"
             )
+        check_labels(labels, self.codebook_size)
         per_group, device = self.group_size * self.num_codebooks, hidden.device
         lengths = reply_lengths[reply_lengths > 0].cpu() * per_group  # codes per reply
         starts = lengths.cumsum(0) - lengths

@@ -1,5 +1,17 @@
 """Tiny parts and contract checks, for our tests and for everyone's own parts."""
 
+from fac_lightning.testing.adapter import check_adapter, check_fusion
+from fac_lightning.testing.backbone import check_backbone
+from fac_lightning.testing.head import check_head
 from fac_lightning.testing.tiny import FrameEncoder, tiny_backbone, tiny_batch, tiny_speech_lm
 
-__all__ = ["FrameEncoder", "tiny_backbone", "tiny_batch", "tiny_speech_lm"]
+__all__ = [
+    "FrameEncoder",
+    "check_adapter",
+    "check_backbone",
+    "check_fusion",
+    "check_head",
+    "tiny_backbone",
+    "tiny_batch",
+    "tiny_speech_lm",
+]

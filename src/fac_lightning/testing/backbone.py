@@ -1,0 +1,76 @@
+"""The contract of backbones, to run on a part of your own."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from fac_lightning.backbones import Backbone
+
+__all__ = ["check_backbone"]
+
+
+@torch.no_grad()
+def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
+    """Hold a backbone to its contract: packing, stepping and left padding change nothing; the future is not seen.
+
+    Args:
+        backbone: Small enough for a CPU; it is copied and set to ``eval``.
+        atol: Largest difference between hidden states that must be equal.
+
+    Raises:
+        AssertionError: Says which promise is broken.
+    """
+    part, generator = copy.deepcopy(backbone).eval(), torch.Generator().manual_seed(0)
+    sizes = [4, 1, 7, 5]
+    text_ids = torch.randint(0, part.vocab_size, (sum(sizes),), generator=generator)
+    embeds, lengths = part.embed(text_ids), torch.tensor(sizes)
+    assert embeds.shape == (len(text_ids), part.dim), f"embed gives {tuple(embeds.shape)}, dim is {part.dim}"
+    assert part.output_weight.shape == (part.vocab_size, part.dim), (
+        f"output_weight is {tuple(part.output_weight.shape)}, not (vocab_size, dim) = {part.vocab_size, part.dim}"
+    )
+    positions = torch.cat([torch.arange(n) for n in sizes])
+    packed = part(embeds, positions, lengths)
+    assert packed.shape == embeds.shape, f"hidden states are {tuple(packed.shape)}, not {tuple(embeds.shape)}"
+    assert part.logits(packed).shape == (len(text_ids), part.vocab_size), "logits must have vocab_size columns"
+    rows = embeds.split(sizes)
+    alone = [part(row, torch.arange(len(row)), torch.tensor([len(row)])) for row in rows]
+    _same(packed, torch.cat(alone), atol, "rows packed in one line must give what each gives alone")
+
+    longest = rows[2]
+    changed = longest.clone()
+    changed[-1] += 1
+    seen = part(changed, torch.arange(len(changed)), torch.tensor([len(changed)]))
+    _same(seen[:-1], alone[2][:-1], atol, "a position must not see later ones")
+
+    cache, keep = part.new_cache(), torch.ones(1, len(longest), dtype=torch.bool)
+    pieces, start = [], 0
+    for size in (3, 1, len(longest) - 4):
+        end = start + size
+        where = torch.arange(start, end)[None]
+        pieces.append(part.step(longest[None, start:end], keep[:, :end], where, cache)[0])
+        start = end
+    _same(torch.cat(pieces), alone[2], atol, "stepping with a cache must give what one pass gives")
+    _check_left_padding(part, rows[3], longest, alone[3], alone[2], atol)
+
+
+def _check_left_padding(part: Backbone, short: Tensor, long: Tensor, want: Tensor, other: Tensor, atol: float) -> None:
+    """A short and a long row generate together; two calls, the second of one position."""
+    pad = len(long) - len(short)
+    embeds = torch.stack([torch.cat([torch.zeros(pad, part.dim), short]), long])
+    steps = torch.arange(len(long))
+    mask = torch.stack([steps >= pad, steps >= 0])
+    position_ids = torch.stack([(steps - pad).clamp_min(0), steps])
+    cache = part.new_cache()
+    first = part.step(embeds[:, :-1], mask[:, :-1], position_ids[:, :-1], cache)
+    last = part.step(embeds[:, -1:], mask, position_ids[:, -1:], cache)
+    both = torch.cat([first, last], 1)
+    _same(both[0, pad:], want, atol, "left padding in step must change nothing")
+    _same(both[1], other, atol, "a row must not change because another one is padded")
+
+
+def _same(left: Tensor, right: Tensor, atol: float, promise: str) -> None:
+    gap = (left - right).abs().max().item()
+    assert gap <= atol, f"{promise}: differs by {gap:.2e}"
