@@ -4,8 +4,9 @@ from fac_lightning.config.build import accepts, instantiate
 from fac_lightning.config.check import GIVEN, check, ensure, untrusted
 from fac_lightning.config.compose import Recipe, find_recipe, load, loads, shipped_recipes
 from fac_lightning.config.errors import Problem, RecipeError, UserError, report
-from fac_lightning.config.save import header, recipe_text, save
-from fac_lightning.config.source import Argument, BadPath, Definition, define, find, locate, public_names
+from fac_lightning.config.save import header, recipe_text
+from fac_lightning.config.signatures import Argument, Definition, define, find, locate
+from fac_lightning.config.source import BadPath, Unreadable, public_names
 
 __all__ = [
     "GIVEN",
@@ -15,6 +16,7 @@ __all__ = [
     "Problem",
     "Recipe",
     "RecipeError",
+    "Unreadable",
     "UserError",
     "accepts",
     "check",
@@ -30,7 +32,6 @@ __all__ = [
     "public_names",
     "recipe_text",
     "report",
-    "save",
     "shipped_recipes",
     "untrusted",
 ]

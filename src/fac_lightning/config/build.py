@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fac_lightning.config.errors import RecipeError, UserError
-from fac_lightning.config.source import BadPath, define, locate
+from fac_lightning.config.signatures import define, locate
+from fac_lightning.config.source import BadPath
 
 __all__ = ["accepts", "instantiate"]
 

@@ -8,12 +8,13 @@ from typing import Any
 from fac_lightning.config.annotations import choices, fits
 from fac_lightning.config.compose import MISSING, TOP_LEVEL, UNRESOLVED, Recipe, _show, takes_no
 from fac_lightning.config.errors import Problem, RecipeError, did_you_mean
-from fac_lightning.config.source import Argument, BadPath, Definition, Unreadable, define, find
+from fac_lightning.config.signatures import Argument, Definition, define, find
+from fac_lightning.config.source import BadPath, Unreadable
 
 __all__ = ["GIVEN", "TRUSTED", "check", "ensure", "untrusted"]
 
 #: Objects that are passed by keyword when a section is built, where its constructor takes them.
-GIVEN: dict[str, tuple[str, ...]] = {"data": ("tokenizer", "geometry"), "task": ("model",), "trainer": ("callbacks",)}
+GIVEN: dict[str, tuple[str, ...]] = {"data": ("tokenizer", "geometry"), "task": ("model",), "job": ("load_run",)}
 
 #: What a recipe that came with weights may build: parts, not doors (no command line, no loading of pickles).
 TRUSTED = (

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fac_lightning.config.errors import Problem, UserError, did_you_mean
-from fac_lightning.config.source import BadPath, Definition, define
+from fac_lightning.config.signatures import Definition, define
+from fac_lightning.config.source import BadPath
 
 __all__ = ["MISSING", "TOP_LEVEL", "Recipe", "find_recipe", "load", "loads", "merge", "override", "shipped_recipes"]
 

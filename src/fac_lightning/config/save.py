@@ -1,4 +1,4 @@
-"""The recipe of a run as a file: complete, headed by the versions that made it, never overwritten."""
+"""The recipe of a run as text: complete, headed by the versions that made it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from fac_lightning.config.compose import Recipe
-from fac_lightning.config.errors import UserError
 
-__all__ = ["body", "header", "recipe_text", "save"]
+__all__ = ["header", "recipe_text"]
 
 
 def header(command: Sequence[str] | None = None) -> str:
@@ -31,30 +30,6 @@ def header(command: Sequence[str] | None = None) -> str:
 def recipe_text(recipe: Recipe, command: Sequence[str] | None = None) -> str:
     """What ``recipe.yaml`` of a run holds: ``header`` and the resolved tree."""
     return f"{header(command)}\n{recipe.text}"
-
-
-def body(text: str) -> str:
-    """A recipe's text without its comment lines: what makes two runs the same."""
-    return "\n".join(line for line in text.splitlines() if not line.startswith("#")).strip()
-
-
-def save(text: str, path: Path) -> None:
-    """Write a recipe's text; the same recipe may stand there already, another may not.
-
-    Raises:
-        UserError: ``path`` holds another recipe.
-    """
-    if path.exists():
-        if body(path.read_text(encoding="utf-8")) == body(text):
-            return
-        raise UserError(
-            f"{path} holds the recipe of another run, which is never overwritten. Take another run folder "
-            f"(trainer.default_root_dir=...), repeat that run ('fac run {path}'), or remove {path.parent}"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,112 @@
+"""Entry point: find the command, run it, turn expected errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from fac_lightning import __version__
+from fac_lightning.config.errors import RecipeError, UserError, did_you_mean
+
+__all__ = ["COMMANDS", "main"]
+
+#: command -> what it does; the code of each is ``cli/<command>_command.py``
+COMMANDS = {
+    "run": "run any recipe: a training, a job, or a pipeline of stages",
+    "fit": "train what a recipe says",
+    "check": "list every mistake of recipes, before anything is imported",
+    "show": "resolved recipe, parts and their sizes, rates, shapes of one batch",
+    "list": "every part of every slot, with its arguments",
+    "chat": "talk to a trained run, by text or by audio files",
+    "eval": "measure a trained run on spoken questions",
+    "synth": "make dialogues: run a recipe that has a job",
+}
+
+OK, FAILED, USAGE, DATA = 0, 1, 2, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of the command line.
+
+    Returns:
+        0 done, 2 mistakes in a recipe or in how the command was called, 3 data that is missing or damaged, 1 otherwise.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return OK
+    if words[0] in ("-V", "--version"):
+        print(f"fac_lightning {__version__}")
+        return OK
+    debug = "--debug" in words
+    command, rest = words[0], [word for word in words[1:] if word != "--debug"]
+    if command not in COMMANDS:
+        return _complain(f"there is no command '{command}'.{did_you_mean(command, COMMANDS)}\n\n{_overview()}", USAGE)
+    _tell_notes()
+    try:
+        module = importlib.import_module(f"fac_lightning.cli.{command}_command")
+        return int(module.main(rest))
+    except SystemExit as stop:  # argparse: help (0) or a wrong call (2)
+        return stop.code if isinstance(stop.code, int) else FAILED
+    except KeyboardInterrupt:
+        return _complain("interrupted", FAILED)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if debug:
+            raise
+        return _complain(*_explain(error))
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, RecipeError):
+        return str(error), USAGE
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    if isinstance(cause, FileNotFoundError) and cause.filename is not None:
+        text = str(error) if isinstance(error, UserError) else f"there is no {cause.filename}"
+        return text, DATA
+    if isinstance(cause, OSError) and not isinstance(error, UserError):
+        return str(error), DATA
+    if isinstance(cause, FileNotFoundError):
+        return str(error), DATA
+    if isinstance(error, UserError):
+        return str(error), USAGE
+    if isinstance(error, ValueError):
+        return str(error), DATA
+    return f"{type(error).__name__}: {error}\n(--debug shows where)", FAILED
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"fac: error: {text}", file=sys.stderr)
+    return code
+
+
+def _tell_notes() -> None:
+    """Notes of the recipe engine, such as a dropped argument, go to stderr."""
+    logger = logging.getLogger("fac_lightning")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+        logger.addHandler(_Notes())
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"fac: {record.getMessage()}", file=sys.stderr)
+
+
+def _overview() -> str:
+    lines = [f"  fac {name:<7}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Build your own speech LLM. A recipe is a YAML file, or the name of one that comes with the library.",
+            "",
+            *lines,
+            "",
+            "  fac COMMAND --help says more. --debug shows the traceback of an error.",
+            "  'python -m fac_lightning' is the same command and also finds parts in the working folder.",
+        ]
+    )

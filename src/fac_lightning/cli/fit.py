@@ -1,0 +1,128 @@
+"""Train a recipe: check everything, seed, build, save the recipe, run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fac_lightning.cli.build import build, run_folder
+from fac_lightning.config import Recipe, ensure, load, recipe_text
+
+__all__ = ["FitResult", "fit"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training leaves."""
+
+    folder: Path  # recipe.yaml, model.safetensors, checkpoints/, logs/
+    steps: int  # optimizer steps since the beginning
+    metrics: dict[str, float] = field(default_factory=dict)  # last value of each
+
+
+def fit(
+    recipe: Recipe | str | Path,
+    overrides: Sequence[str] = (),
+    command: Sequence[str] | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """Train.
+
+    The run folder gets ``recipe.yaml`` before the first step, ``checkpoints/last.ckpt`` on the way and
+    ``model.safetensors`` at the end.
+
+    Args:
+        recipe: A composed recipe, or what ``config.load`` takes.
+        overrides: Words such as ``trainer.max_steps=100``, for a recipe that is not composed yet.
+        command: Command line for the header of the saved recipe; that of this process by default.
+        resume: Go on from ``checkpoints/last.ckpt`` of the run folder, where there is one.
+
+    Raises:
+        RecipeError: Lists all that is wrong with the recipe.
+        UserError: A part could not be built.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
+    ensure(recipe)
+    recipe = _with_folder(recipe)
+    folder = run_folder(recipe)
+    with _quiet():
+        import lightning
+
+        from fac_lightning.callbacks import SaveRecipe, SaveWeights
+
+        if recipe.tree.get("seed") is not None:
+            lightning.seed_everything(recipe.tree["seed"], workers=True, verbose=False)
+        built = build(recipe, [SaveRecipe(recipe_text(recipe, command)), SaveWeights()])
+        _start_from(recipe, built.task.model if hasattr(built.task, "model") else built.model)
+        _keep_text_tokenizer(recipe, folder)
+        start = _checkpoint(recipe, folder, resume)
+        built.trainer.fit(built.task, datamodule=built.data, ckpt_path=start)
+        if built.trainer.checkpoint_callback is not None and not built.trainer.fast_dev_run:
+            built.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    metrics = {name: float(value) for name, value in built.trainer.logged_metrics.items()}
+    metrics |= {name: float(value) for name, value in built.trainer.callback_metrics.items()}
+    return FitResult(folder, built.trainer.global_step, metrics)
+
+
+def _with_folder(recipe: Recipe) -> Recipe:
+    """The run folder written into the recipe, so that the saved file repeats this very run."""
+    trainer = {**(recipe.tree.get("trainer") or {}), "default_root_dir": str(run_folder(recipe))}
+    return replace(recipe, tree={**recipe.tree, "trainer": trainer})
+
+
+def _start_from(recipe: Recipe, model: Any) -> None:
+    if recipe.tree.get("init_from"):
+        from fac_lightning.callbacks import load_weights
+
+        loaded = load_weights(model, recipe.tree["init_from"], strict=False)
+        log.info(f"start from {recipe.tree['init_from']}: {loaded}")
+
+
+def _keep_text_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """Copy the text tokenizer into the run folder: without it the weights mean nothing."""
+    name = (recipe.tree.get("data") or {}).get("text_tokenizer")
+    if isinstance(name, str) and not (folder / "text_tokenizer").exists():
+        from fac_lightning.text_tokenizer import load_text_tokenizer
+
+        load_text_tokenizer(name).save_pretrained(folder / "text_tokenizer")
+
+
+def _checkpoint(recipe: Recipe, folder: Path, resume: bool) -> str | None:
+    path, last = recipe.tree.get("ckpt_path"), folder / "checkpoints" / "last.ckpt"
+    if path and path != "last":
+        return str(path)
+    if (path == "last" or resume) and last.is_file():
+        log.info(f"going on from {last}")
+        return str(last)
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advertisements and advice on what is meant so off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",
+                ".*The number of training batches.*is smaller than the logging interval.*",
+                ".*Checkpoint directory .* exists and is not empty.*",
+                ".*Experiment logs directory .* exists and is not empty.*",
+                ".*You defined a `validation_step` but have no `val_dataloader`.*",
+                ".*No positive.*val_dataloader.*",
+            ):
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
