@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import torch
 
-from fac_lightning.data.layout import SpokenTurn, lay_out
+from fac_lightning.data import SpokenTurn, lay_out
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.testing import tiny_speech_lm
 from fac_lightning.text_tokenizer import train_text_tokenizer
