@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_sources", "read_samples", "resample"]
+__all__ = ["Span", "check_sources", "read_span", "resample"]
 
 SAFE_SOURCES = ("file", "memory", "url")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a lhotse recording."""
+
+    recording: Any
+    first: int  # samples, at the recording's rate
+    count: int  # samples, at the recording's rate
+
+    def num_samples(self, sample_rate: int) -> int:
+        """Samples that ``read_span`` gives at ``sample_rate`` Hz."""
+        rate: int = self.recording.sampling_rate
+        return -(-self.count * sample_rate // rate)
 
 
 def check_sources(recording: Any) -> None:
@@ -38,40 +53,38 @@ def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarra
     return np.asarray(resample_poly(audio, target_rate // common, source_rate // common), dtype=np.float32)
 
 
-def read_samples(recording: Any, start: float, duration: float, sample_rate: int | None = None) -> np.ndarray:
-    """Mono samples ``(S,)`` float32 of a span of a recording.
+def read_span(span: Span, sample_rate: int | None = None) -> np.ndarray:
+    """Mono samples ``(S,)`` float32 of a span.
 
     lhotse pads or trims a file that is up to half a second shorter or longer than its manifest says, and takes
     a wrong sample rate as it is. Half a second is twelve speech tokens, so files are read here, and must fit.
 
     Args:
-        recording: A lhotse recording.
-        start: Seconds.
-        duration: Seconds.
+        span: What to read.
         sample_rate: Resample to this rate, Hz; as stored when None.
 
     Raises:
-        ValueError: The audio is missing, does not fit the manifest or is not finite.
+        ValueError: The audio is missing, does not fit the manifest, is not finite, or comes out of a program.
     """
+    recording, rate = span.recording, span.recording.sampling_rate
     check_sources(recording)
-    rate = recording.sampling_rate
-    first, count = round(start * rate), round(duration * rate)
     source = recording.sources[0]
     if source.type == "file" and not recording.transforms:
-        samples = _read_file(recording, source.source, first, count)
+        samples = _read_file(span, source.source)
     else:
-        samples = recording.load_audio(offset=start, duration=duration)[0]
-    if len(samples) != count or not np.isfinite(samples).all():
+        samples = recording.load_audio(offset=span.first / rate, duration=span.count / rate).mean(axis=0)
+    if len(samples) != span.count or not np.isfinite(samples).all():
         raise ValueError(
-            f"recording {recording.id!r}: {len(samples)} samples read where {count} are declared, "
+            f"recording {recording.id!r}: {len(samples)} samples read where {span.count} are declared, "
             f"finite: {bool(np.isfinite(samples).all())}; make the audio or its manifest again"
         )
     return resample(np.asarray(samples, dtype=np.float32), rate, sample_rate or rate)
 
 
-def _read_file(recording: Any, path: str, first: int, count: int) -> np.ndarray:
+def _read_file(span: Span, path: str) -> np.ndarray:
     import soundfile
 
+    recording = span.recording
     try:
         with soundfile.SoundFile(path) as file:
             if file.samplerate != recording.sampling_rate or file.frames != recording.num_samples:
@@ -79,8 +92,8 @@ def _read_file(recording: Any, path: str, first: int, count: int) -> np.ndarray:
                     f"{path} has {file.frames} samples at {file.samplerate} Hz, its manifest says "
                     f"{recording.num_samples} at {recording.sampling_rate} Hz; make the manifest again"
                 )
-            file.seek(first)
-            samples: np.ndarray = file.read(count, dtype="float32", always_2d=True)
+            file.seek(span.first)
+            samples: np.ndarray = file.read(span.count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"recording {recording.id!r}: {error}") from error
-    return samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    return np.asarray(samples.mean(axis=1))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fac_lightning.data.audio import check_sources, read_samples
-from fac_lightning.data.dialogue import turn_recording
+from fac_lightning.data.audio import Span, check_sources, read_span
+from fac_lightning.data.dialogue import turn_span
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
 __all__ = ["CodeStore", "tokenizer_fingerprint"]
@@ -23,6 +23,7 @@ __all__ = ["CodeStore", "tokenizer_fingerprint"]
 log = logging.getLogger(__name__)
 
 SECONDS_PER_BATCH = 60.0
+MAX_BATCH = 64
 SECONDS_BETWEEN_SAVES = 20.0
 
 
@@ -69,26 +70,27 @@ class CodeStore:
         What is made is saved every few seconds: an interrupted call is continued by the next.
         """
         keys: dict[tuple[str, int], str] = {}
-        missing: dict[str, tuple[Any, int]] = {}
+        missing: dict[str, Span] = {}
         files: dict[str, bytes] = {}
         for cut in cuts:
             for i, supervision in enumerate(cut.supervisions):
-                if supervision.speaker == "assistant" and turn_recording(cut, i) is not None:
-                    key = _content_key(cut, i, files)
+                span = turn_span(cut, i) if supervision.speaker == "assistant" else None
+                if span is not None:
+                    key = _content_key(span, files)
                     keys[cut.id, i] = key
                     if key not in self._codes:
-                        missing.setdefault(key, (cut, i))
+                        missing.setdefault(key, span)
         if missing:
             self._make(missing, progress)
         return {turn: self._codes[key] for turn, key in keys.items()}
 
-    def _make(self, missing: dict[str, tuple[Any, int]], progress: bool) -> None:
+    def _make(self, missing: dict[str, Span], progress: bool) -> None:
         """Tokenise turns in batches of similar length, equal audio once."""
         from rich.console import Console
         from rich.progress import track
 
-        order = sorted(missing, key=lambda key: -_supervision(*missing[key]).duration)
-        batches = list(_batches(order, [_supervision(*missing[key]).duration for key in order]))
+        seconds = {key: span.count / span.recording.sampling_rate for key, span in missing.items()}
+        batches = list(_batches(seconds))
         seen: dict[bytes, str] = {}
         fresh: dict[str, np.ndarray] = {}
         saved = time.monotonic()
@@ -103,7 +105,7 @@ class CodeStore:
             ):
                 twins, firsts, audio = {}, [], []
                 for key in batch:
-                    samples = _samples(*missing[key], self.tokenizer.sample_rate)
+                    samples = read_span(missing[key], self.tokenizer.sample_rate)
                     content = hashlib.blake2b(samples.tobytes(), digest_size=16).digest()
                     first = seen.setdefault(content, key)
                     if first == key:
@@ -163,42 +165,27 @@ class CodeStore:
             )
 
 
-def _batches(keys: list[str], seconds: list[float]) -> Iterator[list[str]]:
-    """Split keys, longest first, so that no padded batch exceeds ``SECONDS_PER_BATCH``."""
-    first = 0
-    while first < len(keys):
-        size = max(1, int(SECONDS_PER_BATCH / max(seconds[first], 1e-3)))
-        yield keys[first : first + min(size, 64)]
-        first += min(size, 64)
+def _batches(seconds: dict[str, float]) -> Iterator[list[str]]:
+    """Keys, longest first, so that no padded batch exceeds ``SECONDS_PER_BATCH``."""
+    order = sorted(seconds, key=lambda key: -seconds[key])
+    while order:
+        size = min(MAX_BATCH, max(1, int(SECONDS_PER_BATCH / max(seconds[order[0]], 1e-3))))
+        yield order[:size]
+        order = order[size:]
 
 
-def _content_key(cut: Any, index: int, files: dict[str, bytes]) -> str:
-    """Hash of the bytes that hold a turn's audio, and its place in them."""
-    recording, supervision = turn_recording(cut, index), cut.supervisions[index]
-    check_sources(recording)
-    source = recording.sources[0]
-    first, count = (
-        round(supervision.start * recording.sampling_rate),
-        round(supervision.duration * recording.sampling_rate),
-    )
-    if source.type != "file" or recording.transforms:
-        data = read_samples(recording, supervision.start, supervision.duration, None).tobytes()
-        return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _content_key(span: Span, files: dict[str, bytes]) -> str:
+    """Hash of the bytes that hold a turn's audio, and its place in them; ``files`` remembers hashes of files."""
+    source = span.recording.sources[0]
+    if source.type != "file" or span.recording.transforms:
+        return hashlib.blake2b(read_span(span).tobytes(), digest_size=16).hexdigest()
     if source.source not in files:
+        check_sources(span.recording)
         try:
             files[source.source] = hashlib.blake2b(Path(source.source).read_bytes(), digest_size=16).digest()
         except OSError as error:
-            raise ValueError(f"cut {cut.id!r}: its audio cannot be read ({error})") from error
-    return hashlib.blake2b(files[source.source] + f"{first}+{count}".encode(), digest_size=16).hexdigest()
-
-
-def _supervision(cut: Any, index: int) -> Any:
-    return cut.supervisions[index]
-
-
-def _samples(cut: Any, index: int, sample_rate: int) -> np.ndarray:
-    supervision = cut.supervisions[index]
-    return read_samples(turn_recording(cut, index), supervision.start, supervision.duration, sample_rate)
+            raise ValueError(f"recording {span.recording.id!r}: its audio cannot be read ({error})") from error
+    return hashlib.blake2b(files[source.source] + f"{span.first}+{span.count}".encode(), digest_size=16).hexdigest()
 
 
 def _device(tokenizer: SpeechTokenizer) -> torch.device:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fac_lightning.data.audio import check_sources, read_samples
+from fac_lightning.data.audio import Span, check_sources, read_span
 from fac_lightning.data.codes import CodeStore
-from fac_lightning.data.dialogue import manifest_path, read_cuts, turn_recording
+from fac_lightning.data.dialogue import check_turn, manifest_path, read_cuts, turn_span
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.tokenizers.base import SpeechTokenizer
@@ -118,8 +118,9 @@ class Corpus:
         replies = False
         for cut in cuts:
             for i, supervision in enumerate(cut.supervisions):
-                if (recording := turn_recording(cut, i)) is not None:
-                    check_sources(recording)
+                check_turn(cut, i)
+                if (span := turn_span(cut, i)) is not None:
+                    check_sources(span.recording)
                     replies |= supervision.speaker == "assistant"
         codes: dict[tuple[str, int], np.ndarray] = {}
         if replies and self._says:
@@ -135,25 +136,21 @@ class Corpus:
             self.items.append(CorpusItem(cut.id, turns, (cut.custom or {}).get("system")))
 
     def _turn(self, cut: Any, index: int, codes: Mapping[tuple[str, int], np.ndarray], cache_audio: bool) -> SpokenTurn:
-        supervision = cut.supervisions[index]
-        if supervision.speaker not in ("user", "assistant") or supervision.text is None:
-            raise ValueError(
-                f"cut {cut.id!r}, turn {index}: speaker {supervision.speaker!r} and text {supervision.text!r}; a turn "
-                "needs the speaker 'user' or 'assistant' and a text"
-            )
+        supervision, span = cut.supervisions[index], turn_span(cut, index)
         if supervision.speaker == "assistant":
             found = codes.get((cut.id, index))
             return SpokenTurn("assistant", supervision.text, codes=found, seconds=supervision.duration)
-        recording = turn_recording(cut, index)
-        if recording is None or not self._hears:
+        if span is None or not self._hears:
             return SpokenTurn("user", supervision.text)
         if self.geometry is None:
             raise ValueError(
                 f"cut {cut.id!r} has a spoken user turn and the modes {', '.join(self.modes)} hear it, but there is no "
                 "geometry; give SpeechLM.geometry, or leave the modes S2M, S2T and ASR out"
             )
-        read = _ClipReader(recording, supervision.start, supervision.duration, self.geometry.sample_rate, cache_audio)
-        return SpokenTurn("user", supervision.text, clip=Clip(read.num_samples, read))
+        rate = self.geometry.sample_rate
+        return SpokenTurn(
+            "user", supervision.text, clip=Clip(span.num_samples(rate), _ClipReader(span, rate, cache_audio))
+        )
 
     def _check_sizes(self, tokenizer: SpeechTokenizer | None) -> None:
         """The model's sizes against those of the two tokenizers."""
@@ -178,17 +175,14 @@ class Corpus:
 class _ClipReader:
     """Reads one user turn as 16-bit samples, and may remember it."""
 
-    def __init__(self, recording: Any, start: float, duration: float, sample_rate: int, cache: bool) -> None:
-        self.recording, self.start, self.duration, self.sample_rate = recording, start, duration, sample_rate
-        stored = round(duration * recording.sampling_rate)
-        self.num_samples = -(-stored * sample_rate // recording.sampling_rate)
-        self.cache = cache
+    def __init__(self, span: Span, sample_rate: int, cache: bool) -> None:
+        self.span, self.sample_rate, self.cache = span, sample_rate, cache
         self.samples: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:
         if self.samples is not None:
             return self.samples
-        audio = read_samples(self.recording, self.start, self.duration, self.sample_rate)
+        audio = read_span(self.span, self.sample_rate)
         samples: np.ndarray = np.round(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype(np.int16)
         if self.cache:
             self.samples = samples

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from fac_lightning.data.audio import read_samples
+from fac_lightning.data.audio import Span, read_span
 from fac_lightning.data.lhotse_setup import import_lhotse
 
 __all__ = ["Dialogue", "DialogueWriter", "Turn", "load_turn_audio", "manifest_path", "read_cuts", "read_dialogues"]
@@ -211,11 +211,7 @@ def dialogue_of_cut(cut: Any, audio: bool = True, sample_rate: int | None = None
     """
     turns = []
     for i, supervision in enumerate(cut.supervisions):
-        if supervision.speaker not in ("user", "assistant") or supervision.text is None:
-            raise ValueError(
-                f"cut {cut.id!r}, supervision {supervision.id!r}: speaker is {supervision.speaker!r} and text "
-                f"{supervision.text!r}; a turn needs the speaker 'user' or 'assistant' and a text"
-            )
+        check_turn(cut, i)
         samples, rate = load_turn_audio(cut, i, sample_rate) if audio else (None, None)
         custom = {k: v for k, v in (supervision.custom or {}).items() if k != "spoken"}
         turns.append(Turn(supervision.speaker, supervision.text, samples, rate, custom))
@@ -223,12 +219,28 @@ def dialogue_of_cut(cut: Any, audio: bool = True, sample_rate: int | None = None
     return Dialogue(cut.id, tuple(turns), (cut.custom or {}).get("system"), custom)
 
 
-def turn_recording(cut: Any, index: int) -> Any:
-    """The recording that holds turn ``index`` of a cut, or None for a turn without audio."""
+def check_turn(cut: Any, index: int) -> None:
+    """Refuse a turn without a role or text."""
     supervision = cut.supervisions[index]
+    if supervision.speaker not in ("user", "assistant") or supervision.text is None:
+        raise ValueError(
+            f"cut {cut.id!r}, turn {index}: its speaker is {supervision.speaker!r} and its text {supervision.text!r}; "
+            "a turn needs the speaker 'user' or 'assistant' and a text"
+        )
+
+
+def turn_span(cut: Any, index: int) -> Span | None:
+    """Where the audio of turn ``index`` of a cut is, or None for a turn without audio."""
+    supervision, custom = cut.supervisions[index], cut.custom or {}
     if not (supervision.custom or {}).get("spoken", True):
         return None
-    return cut.recording if supervision.speaker == "user" else (cut.custom or {}).get("target_audio")
+    user = supervision.speaker == "user"
+    recording = cut.recording if user else custom.get("target_audio")
+    if recording is None:
+        return None
+    start = supervision.start + (cut.start if user else 0.0)
+    rate = recording.sampling_rate
+    return Span(recording, round(start * rate), round(supervision.duration * rate))
 
 
 def load_turn_audio(cut: Any, index: int, sample_rate: int | None = None) -> tuple[np.ndarray | None, int | None]:
@@ -239,12 +251,10 @@ def load_turn_audio(cut: Any, index: int, sample_rate: int | None = None) -> tup
         index: Which turn.
         sample_rate: Resample to this rate; as stored when None.
     """
-    recording = turn_recording(cut, index)
-    if recording is None:
+    span = turn_span(cut, index)
+    if span is None:
         return None, None
-    supervision = cut.supervisions[index]
-    samples = read_samples(recording, supervision.start, supervision.duration, sample_rate)
-    return samples, sample_rate or recording.sampling_rate
+    return read_span(span, sample_rate), sample_rate or span.recording.sampling_rate
 
 
 class _Manifest:
@@ -254,7 +264,7 @@ class _Manifest:
         self.file = file
 
     def __iter__(self) -> Iterator[Any]:
-        lhotse = import_lhotse()
+        import_lhotse()
         from lhotse.serialization import deserialize_item
 
         for number, record in enumerate(_records(self.file), start=1):
@@ -262,17 +272,11 @@ class _Manifest:
                 cut = deserialize_item(record)
             except Exception as error:
                 raise ValueError(f"{self.file}, line {number}: not a lhotse cut ({error})") from error
-            for holder, name in ((cut, "recording"), (cut.custom or {}, "target_audio")):
-                found = holder.get(name) if isinstance(holder, dict) else getattr(holder, name)
-                if isinstance(found, dict):
-                    found = lhotse.Recording.from_dict(found)
-                if found is None:
-                    continue
-                moved = found.with_path_prefix(self.file.parent)
-                if isinstance(holder, dict):
-                    holder[name] = moved
-                else:
-                    setattr(holder, name, moved)
+            if cut.has_recording:
+                cut.recording = cut.recording.with_path_prefix(self.file.parent)
+            target = (cut.custom or {}).get("target_audio")
+            if target is not None:
+                cut.custom["target_audio"] = target.with_path_prefix(self.file.parent)
             yield cut
 
 
