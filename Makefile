@@ -1,7 +1,7 @@
 # Two commands: `make quickstart` and `make test`. Both need Python 3.11 or newer and nothing else.
-#   make quickstart ARGS="seed=7"      more arguments for `fac run`
-#   make test PYTEST_ARGS="-k packing" more arguments for pytest
-#   make quickstart PYTHON=python3.12  another interpreter; VENV=/elsewhere another environment
+#   make quickstart ARGS="vars.run=runs/mine"   more arguments for `fac run`
+#   make test PYTEST_ARGS="-k packing"          more arguments for pytest
+#   make quickstart PYTHON=python3.12           another interpreter; VENV=/elsewhere another environment
 
 VENV ?= .venv
 ARGS ?=

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,9 +76,12 @@ def test_no_page_for_a_room_that_is_gone():
 
 
 def test_import_is_light():
-    """Nothing heavy before it is needed: half a second, and neither transformers nor lhotse."""
-    code = "import sys, fac_lightning; print(*sorted({'torch', 'transformers', 'lhotse'} & set(sys.modules)))"
-    start = time.perf_counter()
+    """Half a second at most, and nothing heavy before it is needed."""
+    code = (
+        "import sys, time; start = time.perf_counter(); import fac_lightning; print(time.perf_counter() - start);"
+        "print(*sorted({'torch', 'transformers', 'lhotse', 'lightning'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-    assert time.perf_counter() - start < 5.0  # a busy machine; the import itself takes milliseconds
+    seconds, heavy = done.stdout.split("\n")[:2]
+    assert float(seconds) < 0.5
+    assert heavy == ""
