@@ -144,6 +144,16 @@ def test_text_only_lines_have_zero_speech_loss_and_finite_gradients():
     assert not grads["code_adapter.proj.weight"].any()
 
 
+def test_processes_that_must_agree_get_a_zero_gradient_without_audio(monkeypatch):
+    model = tiny_speech_lm()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    model.encoder.proj.bias.requires_grad_(False)
+    loss(model(tiny_batch(model, speech=False))).backward()
+    assert model.encoder.proj.weight.grad is not None
+    assert not model.encoder.proj.weight.grad.any()
+    assert model.encoder.proj.bias.grad is None
+
+
 def test_lines_without_text_labels_have_zero_text_loss():
     model = tiny_speech_lm()
     batch = tiny_batch(model)

@@ -73,9 +73,13 @@ class RefinedHead(SpeechHead):
         self.width = width
         self.split = nn.Linear(dim, group_size * width)  # W_p
         self.embed = nn.Embedding(num_codebooks * code_vocab_size(codebook_size), width)
-        nn.init.normal_(self.embed.weight, std=width**-0.5)
         self.transformer = CausalTransformer(width, num_layers, num_heads, ffn_dim or 3 * width, gradient_checkpointing)
         self.output = nn.Linear(width, num_codebooks * (codebook_size + 1), bias=False)
+        # Condition and previous code start alike, and small beside what the blocks add: on toy codes this reaches a
+        # given loss in about half the steps of PyTorch's defaults. Backbones give hidden states of unit size.
+        nn.init.normal_(self.split.weight, std=0.1 * dim**-0.5)
+        nn.init.zeros_(self.split.bias)
+        nn.init.normal_(self.embed.weight, std=0.1)
         nn.init.normal_(self.output.weight, std=0.02)
         # the code before a frame's codebook q is of codebook q - 1, or the last one of the frame before
         tables = (torch.arange(num_codebooks) - 1) % num_codebooks

@@ -58,7 +58,6 @@ class CausalTransformer(nn.Module):
         gradient_checkpointing: Recompute blocks in the backward pass to save memory.
     """
 
-    inverse_frequencies: Tensor
     blocks: nn.ModuleList
 
     def __init__(
@@ -73,8 +72,6 @@ class CausalTransformer(nn.Module):
         self.head_dim, self.gradient_checkpointing = dim // num_heads, gradient_checkpointing
         self.blocks = nn.ModuleList([_Block(dim, num_heads, ffn_dim, num_layers) for _ in range(num_layers)])
         self.norm = nn.RMSNorm(dim, eps=1e-6)
-        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        self.register_buffer("inverse_frequencies", 10000.0**-exponents, persistent=False)
 
     def forward(self, inputs: Tensor, position_ids: Tensor, layout: PackedLayout) -> Tensor:
         """Hidden states ``(N, W)`` of a packed line ``(N, W)`` whose ``position_ids`` ``(N,)`` restart in every row."""
@@ -99,7 +96,9 @@ class CausalTransformer(nn.Module):
         return normed
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = position_ids[:, None].float() * self.inverse_frequencies  # (N, E / 2)
+        # no buffer: a model cast to half precision would round the frequencies
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=position_ids.device) / self.head_dim
+        angles = position_ids[:, None] * 10000.0**-exponents  # (N, E / 2)
         angles = torch.cat([angles, angles], -1)[:, None]  # (N, 1, E)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["chunked_logprobs"]
 
-#: Logits (rows x vocabulary) up to which the plain path is taken: 16 MiB in float32.
-PLAIN_ELEMENTS = 2**22
+#: Logits (rows x vocabulary) up to which the plain path is taken: 64 MiB in float32.
+PLAIN_ELEMENTS = 2**24
 #: Logits of one chunk when the caller names no chunk: 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
 
