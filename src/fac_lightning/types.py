@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "IGNORE",
     "NUM_SPECIAL_CODES",
+    "CodecBatch",
     "HeadOutput",
     "SpeechCodes",
     "SpeechFeatures",
@@ -84,6 +85,15 @@ class SpeechFeatures:
 
 
 @dataclass(frozen=True)
+class CodecBatch:
+    """Crops of speech to train a codec with; ``features`` may have been computed before, from the whole sentence."""
+
+    audio: Tensor  # (B, S) float32 in [-1, 1], zeros after each length
+    lengths: Tensor  # (B,) int64, samples
+    features: Tensor | None = None  # (B, U, D) float, what the codec's feature extractor gives for the crop
+
+
+@dataclass(frozen=True)
 class SpeechGeometry:
     """The numbers that layout must know about a model; ``SpeechLM.geometry`` computes them."""
 
@@ -126,6 +136,10 @@ class SpeechTextBatch:
     text_token_total: int  # labelled text tokens of the whole optimizer step on this rank (all micro-batches)
     speech_token_total: int  # labelled speech tokens of the whole optimizer step on this rank
     ids: tuple[str, ...] = ()  # (R,) "<cut id>/<mode>" of the rows
+
+    def to(self, device: torch.device | str) -> SpeechTextBatch:
+        """See ``to_device``; the name by which Lightning moves batches."""
+        return to_device(self, device)
 
 
 @dataclass(frozen=True)

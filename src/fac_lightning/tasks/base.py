@@ -1,0 +1,189 @@
+"""What all tasks on packed lines share: the loss per token, what is frozen, the optimizer and the metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from fac_lightning.tasks.metrics import LineMetrics, StreamMetrics
+from fac_lightning.tasks.optimization import cosine_with_warmup, match_parameters, parameter_groups, parameter_table
+from fac_lightning.types import SpeechLMOutput, SpeechTextBatch
+
+__all__ = ["PackedLineTask"]
+
+
+class PackedLineTask(lightning.LightningModule, ABC):
+    """Learn the labels of packed lines.
+
+    Every token of an optimizer step weighs the same, whichever micro-batch and rank it came with: the loss of a line
+    is its summed negative log-likelihood over the labelled tokens of the whole step on all ranks. So accumulating two
+    lines gives the gradient of one line that holds both.
+
+    Training metrics are means over the tokens since they were last logged, every ``trainer.log_every_n_steps``.
+
+    Args:
+        model: What is trained.
+        lr: Learning rate after the warm-up.
+        min_lr: Learning rate at ``trainer.max_steps``.
+        warmup_steps: Optimizer steps of linear warm-up.
+        weight_decay: Of AdamW, on matrices only.
+        betas: Of AdamW.
+        text_weight: Weight of the text loss.
+        speech_weight: Weight of the speech loss.
+        freeze: Slots, modules or patterns of parameters that are not trained; see ``match_parameters``. Modules
+            without a trainable parameter stay in eval mode.
+        lr_factors: Slots, modules or patterns -> factor on the learning rate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        min_lr: float,
+        warmup_steps: int,
+        weight_decay: float,
+        betas: Sequence[float],
+        text_weight: float,
+        speech_weight: float,
+        freeze: Sequence[str] | None,
+        lr_factors: Mapping[str, float] | None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= min_lr <= lr:
+            raise ValueError(f"min_lr must be between 0 and lr ({lr}), got {min_lr}")
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {list(betas)}")
+        self.model = model
+        self.lr, self.min_lr, self.warmup_steps, self.weight_decay = lr, min_lr, warmup_steps, weight_decay
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.text_weight, self.speech_weight = text_weight, speech_weight
+        self.freeze_patterns, self.lr_factors = tuple(freeze or ()), dict(lr_factors or {})
+        self._frozen: list[nn.Parameter] = []
+        self.line_metrics = LineMetrics()
+        self.train_text, self.train_speech = StreamMetrics(), StreamMetrics()
+        self.val_text, self.val_speech = StreamMetrics(), StreamMetrics()
+
+    @abstractmethod
+    def forward(self, batch: SpeechTextBatch) -> SpeechLMOutput:
+        """Log-probabilities of all labels of a packed line."""
+
+    def loss(self, output: SpeechLMOutput, text_total: Tensor | float, speech_total: Tensor | float) -> Tensor:
+        """Weighted loss of a line, each stream per labelled token of ``*_total``; an empty stream gives 0. Shape ()."""
+        text = output.text_loss_sum / max_one(text_total)
+        speech = output.speech_loss_sum / max_one(speech_total)
+        return self.text_weight * text + self.speech_weight * speech
+
+    def training_step(self, batch: SpeechTextBatch, batch_idx: int) -> Tensor:
+        """The line's share of the step's loss, times what Lightning divides by: micro-batches and ranks."""
+        self.line_metrics.update(batch)
+        output = self(batch)
+        _count(output, self.train_text, self.train_speech)
+        totals = torch.tensor([batch.text_token_total, batch.speech_token_total], device=self.device).float()
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return micro_batches * self.loss(output, totals[0], totals[1])
+
+    def validation_step(self, batch: SpeechTextBatch, batch_idx: int) -> None:
+        """Count the line's tokens."""
+        _count(self(batch), self.val_text, self.val_speech)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the tokens since the last time; all ranks together, and only when Lightning writes to its loggers."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.trainer.global_step + 1) % max(1, every):
+            return
+        values = self._summary("train", self.train_text, self.train_speech)
+        values |= {f"train/{name}": value for name, value in self.line_metrics.compute().items()}
+        values["train/lr"] = optimizer.param_groups[0]["lr"]
+        self.log("train/loss", values.pop("train/loss"), prog_bar=True)
+        self.log_dict(values)
+        self.line_metrics.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses of all validation lines of all ranks."""
+        if self.val_text.update_called:
+            values = self._summary("val", self.val_text, self.val_speech)
+            self.log("val/loss", values.pop("val/loss"), prog_bar=True)
+            self.log_dict(values)
+
+    def on_train_start(self) -> None:
+        """Put frozen modules in eval mode (earlier, Lightning warns of them) and start the clock of the throughput."""
+        self.train()
+        self.line_metrics.resume()
+
+    def on_validation_end(self) -> None:
+        """Validation is no training time."""
+        self.line_metrics.resume()
+
+    def setup(self, stage: str) -> None:
+        """Freeze what is to be frozen, and say what is trained."""
+        if stage != "fit":
+            return
+        parameters = dict(self.model.named_parameters())
+        matched = match_parameters(self.freeze_patterns, list(parameters), "freeze")
+        names = dict.fromkeys(name for found in matched.values() for name in found)
+        self._frozen = [parameters[name] for name in names if parameters[name].requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        if not any(p.requires_grad for p in parameters.values()):
+            raise ValueError(f"freeze {list(self.freeze_patterns)} leaves nothing to train; remove a pattern")
+        super().train()  # pretrained parts come in eval mode
+        rank_zero_info(parameter_table(self.model))
+
+    def teardown(self, stage: str) -> None:
+        """Give the model back as trainable as it came."""
+        if stage == "fit":
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            self._frozen = []
+
+    def train(self, mode: bool = True) -> PackedLineTask:
+        """Train mode for what is trained; modules without a trainable parameter stay in eval mode."""
+        super().train(mode)
+        for module in self.model.modules():
+            trainable = [p.requires_grad for p in module.parameters()]
+            if trainable and not any(trainable):
+                module.eval()
+        return self
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine over ``trainer.max_steps``."""
+        # not trainer.estimated_stepping_batches: reading it drops the loader's saved state on resuming
+        max_steps = self.trainer.max_steps
+        if max_steps < 1:
+            raise ValueError(f"the schedule needs the number of steps: set trainer.max_steps, got {max_steps}")
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        groups = parameter_groups(trained, self.lr, self.weight_decay, self.lr_factors)
+        # Lightning clips gradients before a fused step only where no loss scaler is at work
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
+        warmup, floor = min(self.warmup_steps, max_steps), self.min_lr / self.lr if self.lr else 0.0
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_with_warmup(step, warmup, max_steps, floor)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _summary(self, prefix: str, text: StreamMetrics, speech: StreamMetrics) -> dict[str, float]:
+        """Values to log, by name; the metrics start anew."""
+        streams = {"text": (text.compute(), self.text_weight), "speech": (speech.compute(), self.speech_weight)}
+        text.reset()
+        speech.reset()
+        total = sum(weight * values.get("loss", 0.0) for values, weight in streams.values())
+        named = {f"{prefix}/{stream}_{key}": v for stream, (values, _) in streams.items() for key, v in values.items()}
+        return {f"{prefix}/loss": total, **named}
+
+
+def max_one(count: Tensor | float) -> Tensor | float:
+    """At least 1, so that a sum over nothing stays 0."""
+    return count.clamp_min(1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def _count(output: SpeechLMOutput, text: StreamMetrics, speech: StreamMetrics) -> None:
+    text.update(output.text_logprobs, output.text_correct, torch.ones_like(output.text_correct))
+    speech.update(output.speech.logprobs, output.speech.correct, output.speech.mask)
