@@ -31,10 +31,10 @@ def load_text_tokenizer(name: str | Path) -> Any:
             f"no text tokenizer can be loaded from {str(name)!r} ({error}). Give a hub id, or a folder with a "
             "tokenizer.json, for instance one that `train_text_tokenizer` made"
         ) from error
-    known = tokenizer.get_vocab()
-    missing = [token for token in SPECIAL_TOKENS if token not in known]
+    # Also a token that stands in the vocabulary as a plain word must be made special, or it would be split.
+    missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.all_special_tokens]
     if missing:
-        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_additional_special_tokens=False)
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return tokenizer
 
 
@@ -71,7 +71,7 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Pa
         tokenizer_object=model,
         pad_token=PAD,
         eos_token=IM_END,
-        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in (PAD, IM_END)],
+        extra_special_tokens=[t for t in SPECIAL_TOKENS if t not in (PAD, IM_END)],
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(str(folder))

@@ -136,11 +136,13 @@ class CodeStore:
             out = self.tokenizer.encode(batch.to(device), lengths.to(device))
         codes, frames = out.codes.cpu(), out.lengths.tolist()
         expected = [self.tokenizer.num_frames(len(x)) for x in audio]
-        if frames != expected or codes.min() < 0 or codes.max() >= self.tokenizer.codebook_size:
+        wrong = next((i for i, n in enumerate(frames) if n != expected[i]), None)
+        if wrong is not None or codes.min() < 0 or codes.max() >= self.tokenizer.codebook_size:
+            i = wrong or 0
             raise ValueError(
-                f"{type(self.tokenizer).__name__} gave {frames} frames with codes {int(codes.min())} to "
-                f"{int(codes.max())} where {expected} frames and codes below {self.tokenizer.codebook_size} are due; "
-                "fac_lightning.testing.check_tokenizer shows what it must hold"
+                f"{type(self.tokenizer).__name__} gave {frames[i]} frames for {len(audio[i])} samples, and codes "
+                f"{int(codes.min())} to {int(codes.max())}; {expected[i]} frames and codes below "
+                f"{self.tokenizer.codebook_size} are due. fac_lightning.testing.check_tokenizer shows the contract"
             )
         return [codes[i, :n].numpy().astype(np.int32) for i, n in enumerate(frames)]
 

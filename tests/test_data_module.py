@@ -1,0 +1,351 @@
+"""The data module: codes once per tokenizer, an endless seeded stream, split without overlap, resumed exactly."""
+
+import logging
+from itertools import islice
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+from fac_lightning.data import (
+    CodeStore,
+    Dialogue,
+    DialogueWriter,
+    SpeechChatDataModule,
+    TextTokenizerTraining,
+    Turn,
+    read_cuts,
+    read_dialogues,
+    tokenizer_fingerprint,
+)
+from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
+from fac_lightning.prompts import MODES, SPECIAL_TOKENS
+from fac_lightning.testing.dialogues import make_dialogues
+from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
+from fac_lightning.tokenizers.base import SpeechTokenizer
+from fac_lightning.types import IGNORE, SpeechCodes, SpeechGeometry
+
+
+class LoudnessTokenizer(SpeechTokenizer):
+    """Codes are the loudness of a frame; counts the clips that it is asked for."""
+
+    def __init__(self, scale=1.0, broken=False):
+        super().__init__()
+        self.sample_rate, self.hop_length, self.num_codebooks, self.codebook_size = 8000, 320, 2, 50
+        self.scale = torch.nn.Parameter(torch.tensor([scale, 2 * scale]))
+        self.broken, self.clips = broken, 0
+
+    def encode(self, audio, lengths=None):
+        assert not self.training
+        self.clips += len(audio)
+        frames = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 320)).unflatten(1, (-1, 320)).abs().sum(-1)
+        codes = (frames[..., None] * self.scale).long() % 50
+        return SpeechCodes(codes, -(-lengths // 320) + self.broken)
+
+    def decode(self, codes, lengths=None):
+        raise NotImplementedError
+
+
+GEOMETRY = SpeechGeometry(16000, 3200, 5, 2, 50, 400)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_dialogues(folder / "train", 40, rounds=2)
+    make_dialogues(folder / "val", 9, seed=1)
+    make_dialogues(folder / "text", 12, seed=2, spoken=False)
+    TextTokenizerTraining([str(folder / "train")], 360, str(folder / "tokenizer")).run()
+    return folder
+
+
+@pytest.fixture
+def build(world):
+    def build(**changes):
+        arguments = {
+            "train": str(world / "train"),
+            "text_tokenizer": str(world / "tokenizer"),
+            "val": str(world / "val"),
+            "tokenizer": LoudnessTokenizer(),
+            "geometry": GEOMETRY,
+            "capacity": 512,
+            "look_ahead": 4,
+        }
+        module = SpeechChatDataModule(**{**arguments, **changes})
+        module.setup("fit")
+        return module
+
+    return build
+
+
+def ids(lines):
+    return [line.ids for line in lines]
+
+
+def test_lines_hold_speech_and_text_within_budget(build):
+    module = build(max_audio_seconds=6.0, max_speech_tokens=200)
+    for line in islice(module.train_dataloader(), 20):
+        assert line.lengths.sum() == len(line.text_ids) <= line.capacity == 512
+        assert line.audio.lengths.sum() / 16000 <= 6.0
+        assert line.speech_labels.shape[0] * 5 <= 200
+        assert line.speech_labels.shape[1:] == (5, 2)
+        assert line.audio.audio.abs().max() > 0.2
+        assert all(name.endswith("/S2M") for name in line.ids)
+        assert line.seconds > line.audio.lengths.sum() / 16000
+
+
+def test_same_seed_same_lines_and_another_seed_others(build):
+    modes = {"S2M": 1.0, "T2T": 1.0}
+    first, second, other = (ids(islice(build(modes=modes, seed=seed).train_dataloader(), 12)) for seed in (0, 0, 1))
+    assert first == second != other
+
+
+def test_an_epoch_sees_every_dialogue_once_in_a_new_order(build):
+    corpus, budget = build().train_corpus, build().budget
+    drawn = [row.id for row in islice(stream_rows(corpus, budget, 0), 120)]
+    epochs = [drawn[:40], drawn[40:80], drawn[80:]]
+    assert all(len(set(epoch)) == 40 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("shards", [2, 3, 64])
+def test_shards_never_share_a_row_of_an_epoch(build, shards):
+    module = build()
+    streams = [stream_rows(module.train_corpus, module.budget, 0, shard, shards) for shard in range(shards)]
+    whole = [row.id for row in islice(stream_rows(module.train_corpus, module.budget, 0), 6 * shards)]
+    dealt = [next(stream).id for _ in range(6) for stream in streams]
+    assert dealt == whole
+
+
+def test_modes_are_drawn_by_weight_and_change_with_the_epoch(build):
+    corpus = build(modes={"S2M": 3.0, "ASR": 1.0, "T2T": 0.0}).train_corpus
+    drawn = [corpus.draw_mode(item, 0, epoch) for epoch in range(50) for item in corpus.items]
+    assert set(drawn) == {"S2M", "ASR"}
+    assert drawn.count("S2M") / len(drawn) == pytest.approx(0.75, abs=0.03)
+    assert drawn[:40] != drawn[40:80]
+
+
+def test_every_mode_gives_its_rows(build):
+    module = build(modes=dict.fromkeys(MODES, 1.0), lead_in=1, val=None)
+    report = module.describe()["train"]
+    assert set(report["rows"]) == set(MODES)
+    assert sum(report["rows"].values()) == report["dialogues"] == 40
+    assert report["turns"] == 160
+    assert 0.9 < report["fill"] <= 1
+    hours = sum(len(t.audio) for d in read_dialogues(module.train_paths[0]) for t in d.turns if t.role == "user")
+    assert report["user_hours"] == pytest.approx(hours / 16000 / 3600)
+    assert report["assistant_hours"] > 0
+
+
+def stream_of(module, shard, num_shards):
+    """Ids of the first line of a shard."""
+    stream = LineStream(module.train_corpus, module.budget, 0, 1, 4, shard, num_shards)
+    return next(iter(stream))[0].ids
+
+
+def test_workers_give_whole_windows_of_their_own_shard(build):
+    module = build()
+    stream = LineStream(module.train_corpus, module.budget, 0, window=2, look_ahead=4)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
+    windows = list(islice(loader, 4))
+    assert all(len(w) == 2 and w[0].text_token_total == w[1].text_token_total for w in windows)
+    for worker in range(2):  # a worker is one of twice as many shards
+        alone = LineStream(module.train_corpus, module.budget, 0, 2, 4, shard=worker, num_shards=2)
+        assert [ids(w) for w in windows[worker::2]] == [ids(w) for w in islice(alone, 2)]
+    assert windows[0][0].text_token_total == sum(int((x.text_labels != IGNORE).sum()) for x in windows[0])
+    skipped = LineStream(module.train_corpus, module.budget, 0, window=2, look_ahead=4, skip=3)
+    resumed = next(iter(torch.utils.data.DataLoader(skipped, batch_size=None, num_workers=2)))
+    assert ids(resumed) == ids(windows[3])
+    lines = islice(build(num_workers=2).train_dataloader(), 2)
+    assert [line.ids for line in lines] == [stream_of(module, w, 2) for w in range(2)]
+
+
+def test_codes_are_made_once_per_tokenizer_and_equal_audio_once(world):
+    cuts = list(read_cuts(world / "train"))
+    tokenizer = LoudnessTokenizer(scale=0.5)
+    codes = CodeStore(world / "train", tokenizer).complete(cuts, progress=False)
+    replies = [t.audio for d in read_dialogues(world / "train") for t in d.turns if t.role == "assistant"]
+    distinct = len({audio.tobytes() for audio in replies})
+    assert len(codes) == len(replies) == 80
+    assert tokenizer.clips == distinct < 80
+    again = LoudnessTokenizer(scale=0.5)
+    found = CodeStore(world / "train", again).complete(cuts, progress=False)
+    assert again.clips == 0
+    assert all(np.array_equal(found[turn], codes[turn]) for turn in codes)
+    other = LoudnessTokenizer(scale=0.7)
+    changed = CodeStore(world / "train", other).complete(cuts, progress=False)
+    assert other.clips == distinct
+    assert any(not np.array_equal(changed[turn], codes[turn]) for turn in codes)
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(again) != tokenizer_fingerprint(other)
+
+
+def test_codes_are_those_of_the_turn_alone(world):
+    tokenizer = LoudnessTokenizer(scale=0.9)
+    codes = CodeStore(world / "train", tokenizer).complete(read_cuts(world / "train"), progress=False)
+    for dialogue in islice(read_dialogues(world / "train", sample_rate=8000), 5):
+        for i, turn in enumerate(dialogue.turns):
+            if turn.role == "assistant":
+                audio = torch.from_numpy(turn.audio)[None]
+                alone = tokenizer.eval().encode(audio, torch.tensor([audio.shape[1]])).codes[0]
+                assert np.array_equal(codes[dialogue.id, i], alone.numpy())
+
+
+def test_a_broken_tokenizer_is_named(world):
+    with pytest.raises(ValueError, match=r"LoudnessTokenizer gave 15 frames for 4480 samples, .* 14 frames"):
+        CodeStore(world / "train", LoudnessTokenizer(0.1, broken=True)).complete(read_cuts(world / "train"), False)
+
+
+def test_text_alone_needs_neither_speech_tokenizer_nor_geometry(build, world):
+    module = build(
+        train=[str(world / "train"), str(world / "text")], val=None, tokenizer=None, geometry=None, modes={"T2T": 1.0}
+    )
+    line = next(iter(module.train_dataloader()))
+    assert line.audio.audio.numel() == line.codes.numel() == 0
+    assert all(name.endswith("/T2T") for name in line.ids)
+    assert module.val_dataloader() == []
+
+
+def test_what_is_missing_is_named(build, world):
+    with pytest.raises(ValueError, match="there is no speech tokenizer; give one, or leave the modes S2M"):
+        build(tokenizer=None)
+    with pytest.raises(ValueError, match="there is no geometry; give SpeechLM"):
+        build(geometry=None, modes={"S2T": 1.0})
+    with pytest.raises(ValueError, match="unknown modes M2S; choose from S2M"):
+        build(modes={"M2S": 1.0})
+    with pytest.raises(ValueError, match="no mode a positive weight"):
+        build(modes={"S2M": 0.0})
+    with pytest.raises(ValueError, match=r"360 tokens, the backbone's embedding 300 rows"):
+        build(geometry=SpeechGeometry(16000, 3200, 5, 2, 50, 300))
+    with pytest.raises(ValueError, match=r"\(codebooks, codes\) = \(2, 50\), the model \(1, 50\)"):
+        build(geometry=SpeechGeometry(16000, 3200, 5, 1, 50, 400))
+    with pytest.raises(ValueError, match=r"40 of 40 dialogues .* 40 do not fit a line .* Raise capacity"):
+        build(capacity=64)
+    with pytest.raises(ValueError, match="12 have no speech for the modes ASR"):
+        build(train=str(world / "text"), modes={"ASR": 1.0})
+    with pytest.raises(ValueError, match="lead_in must not be negative"):
+        build(lead_in=-1)
+
+
+def test_a_few_long_dialogues_are_left_out_and_counted(build, tmp_path, caplog):
+    folder = make_dialogues(tmp_path / "d", 30, spoken=False)
+    with DialogueWriter(folder) as writer:
+        writer.write(Dialogue("long", (Turn("user", "why " * 1000), Turn("assistant", "so"))))
+    with caplog.at_level(logging.WARNING):
+        module = build(train=str(folder))
+    assert "1 of 31 dialogues" in caplog.text
+    drawn = [row.id for row in islice(stream_rows(module.train_corpus, module.budget, 0), 60)]
+    assert len(set(drawn)) == 30
+    assert "long/T2T" not in drawn
+
+
+def test_validation_is_one_pass_in_fixed_order_equal_on_all_ranks(build):
+    module = build(capacity=128)
+    lines = list(module.val_dataloader())
+    assert sorted(n for line in lines for n in line.ids) == sorted(f"dummy-{i}/S2M" for i in range(9))
+    assert ids(module.val_dataloader()) == ids(lines)
+    assert len(lines) == len(module.val_dataloader()) > 3
+    split = [FixedLines(module.val_corpus, module.budget, 0, 4, None, rank, 2) for rank in range(2)]
+    assert len(split[0]) == len(split[1]) == -(-len(lines) // 2)
+    assert {n for half in split for line in half for n in line.ids} == {n for line in lines for n in line.ids}
+    assert len(build(val_lines=2, capacity=128).val_dataloader()) == 2
+
+
+def test_a_dialogues_own_prompt_comes_before_the_modules(build, tmp_path):
+    with DialogueWriter(tmp_path) as writer:
+        writer.write(Dialogue("a", (Turn("user", "x"), Turn("assistant", "y")), system="Mine."))
+        writer.write(Dialogue("b", (Turn("user", "x"), Turn("assistant", "y"))))
+    module = build(train=str(tmp_path), val=None, modes={"T2T": 1.0}, system_prompts={"T2T": "Ours."})
+    texts = [module.chat.decode(module.train_corpus.row(i, 0, 0).text_ids.tolist()) for i in range(2)]
+    assert texts[0].startswith("system\nMine.\n")
+    assert texts[1].startswith("system\nOurs.\n")
+
+
+class Recorder(lightning.LightningModule):
+    """Remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen, self.validated = [], []
+
+    def training_step(self, batch):
+        self.seen.append((batch.ids, batch.text_token_total))
+        return self.weight.sum()
+
+    def validation_step(self, batch):
+        self.validated.append(batch.ids)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(module, folder, max_steps, ckpt_path=None):
+    recorder = Recorder()
+    trainer = lightning.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=max_steps,
+        accumulate_grad_batches=2,
+        val_check_interval=4,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(recorder, module, ckpt_path=ckpt_path, weights_only=False)
+    trainer.save_checkpoint(folder / f"{max_steps}.ckpt")
+    return recorder
+
+
+def test_lightning_trains_on_it_and_a_resumed_run_goes_on_where_it_stopped(build, tmp_path):
+    modes = {"S2M": 1.0, "T2T": 1.0}
+    whole = fit(build(modes=modes), tmp_path, 6)
+    assert len(whole.seen) == 12
+    assert len(whole.validated) == 3 * len(build(modes=modes).val_dataloader())
+    totals = [total for _, total in whole.seen]
+    assert totals[::2] == totals[1::2], "both micro-batches of a step share their total"
+    assert len(set(totals)) > 1
+    fit(build(modes=modes), tmp_path, 2)
+    resumed = fit(build(modes=modes), tmp_path, 6, tmp_path / "2.ckpt")
+    assert resumed.seen == whole.seen[4:]
+
+
+def test_a_trained_text_tokenizer_knows_every_text(world):
+    tokenizer = load_text_tokenizer(world / "tokenizer")
+    for text in ("What follows red?", "Zürich, 東京 🙂\n\ttabs", " lead and  double "):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert [tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
+    assert len(tokenizer.encode("What follows red?", add_special_tokens=False)) <= 5
+
+
+def test_training_a_text_tokenizer_twice_gives_the_same(tmp_path):
+    texts = ["one two three", "two three four"] * 5
+    for name in "ab":
+        train_text_tokenizer(texts, 280, tmp_path / name)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+    with pytest.raises(ValueError, match="vocab_size must be at least 263"):
+        train_text_tokenizer(texts, 100, tmp_path / "c")
+
+
+def test_missing_special_tokens_are_added_behind_the_vocabulary(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<|im_end|>": 1}, "a")))
+    plain.save_pretrained(tmp_path)
+    tokenizer = load_text_tokenizer(tmp_path)
+    assert len(tokenizer) == 2 + len(SPECIAL_TOKENS) - 1
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 1
+    assert tokenizer.encode("<|sil|>", add_special_tokens=False) == [tokenizer.convert_tokens_to_ids("<|sil|>")]
+    with pytest.raises(ValueError, match="no text tokenizer can be loaded"):
+        load_text_tokenizer(tmp_path / "nothing")
+
+
+def test_a_copy_of_the_text_tokenizer(build, tmp_path):
+    module = build()
+    module.save_text_tokenizer(tmp_path / "copy")
+    assert load_text_tokenizer(tmp_path / "copy").get_vocab() == module.chat.tokenizer.get_vocab()
