@@ -2,6 +2,7 @@
 
 from fac_lightning.backbones.base import Backbone
 from fac_lightning.backbones.hf import HFBackbone
+from fac_lightning.backbones.lora import LoRABackbone
 from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 
-__all__ = ["Backbone", "HFBackbone", "load_text_tokenizer", "train_text_tokenizer"]
+__all__ = ["Backbone", "HFBackbone", "LoRABackbone", "load_text_tokenizer", "train_text_tokenizer"]

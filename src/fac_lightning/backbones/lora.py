@@ -1,0 +1,106 @@
+"""A backbone that learns low-rank updates only: fine-tuning of large models on one device."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fac_lightning.backbones.base import Backbone
+from fac_lightning.backbones.hf import HFBackbone
+
+__all__ = ["LoRABackbone"]
+
+
+class LoRABackbone(Backbone):
+    """Freeze a backbone and add a trained product of two thin matrices to chosen linear layers.
+
+    Low-rank adaptation (https://arxiv.org/abs/2106.09685) by the library ``peft``. At the start the outputs are those
+    of the given backbone, which becomes part of this one.
+
+    Args:
+        backbone: The model to adapt.
+        rank: Width of the update.
+        alpha: The update is scaled by ``alpha / rank``.
+        dropout: Probability that an input of the update is dropped.
+        targets: Names of the linear layers to adapt, as their last part (``["q_proj", "v_proj"]``); None adapts every
+            linear layer of the blocks.
+        train_embeddings: Train the text embedding and the output matrix too, for example when special tokens are new.
+
+    Raises:
+        ValueError: ``targets`` match no layer.
+    """
+
+    def __init__(
+        self,
+        backbone: HFBackbone,
+        rank: int = 16,
+        alpha: float = 32.0,
+        dropout: float = 0.0,
+        targets: list[str] | None = None,
+        train_embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ImportError("LoRABackbone needs peft: pip install 'fac-lightning[lora]'") from error
+        linear = {
+            name.rsplit(".", 1)[-1] for name, part in backbone.model.named_modules() if isinstance(part, nn.Linear)
+        }
+        chosen = sorted(linear) if targets is None else list(targets)
+        unknown = sorted(set(chosen) - linear)
+        if unknown or not chosen:
+            raise ValueError(
+                f"targets {unknown or chosen} match no linear layer; choose from {', '.join(sorted(linear))}"
+            )
+        backbone.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
+        inject_adapter_in_model(config, backbone.model)
+        if train_embeddings:
+            backbone.model.get_input_embeddings().requires_grad_(True)
+            backbone.output_weight.requires_grad_(True)
+        self.backbone = backbone
+        self.dim, self.vocab_size = backbone.dim, backbone.vocab_size
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Output matrix ``(vocab_size, dim)`` of the adapted model."""
+        return self.backbone.output_weight
+
+    def embed(self, text_ids: Tensor) -> Tensor:
+        """Embeddings ``(..., dim)`` of token ids ``(...)``."""
+        return self.backbone.embed(text_ids)
+
+    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; the rows of ``lengths`` ``(R,)`` see only themselves."""
+        hidden: Tensor = self.backbone(embeds, position_ids, lengths)
+        return hidden
+
+    def new_cache(self) -> Any:
+        """An empty key-value cache."""
+        return self.backbone.new_cache()
+
+    def step(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+        """Hidden states ``(B, L, dim)`` of new positions ``(B, L, dim)`` behind those in ``cache``, which grows."""
+        return self.backbone.step(embeds, mask, position_ids, cache)
+
+    def merged(self) -> HFBackbone:
+        """A copy as a plain backbone with the updates added to its weights; all its parameters train again."""
+        from peft.tuners.lora import LoraLayer
+
+        plain = copy.deepcopy(self.backbone)
+        adapted = [(name, part) for name, part in plain.model.named_modules() if isinstance(part, LoraLayer)]
+        for name, part in adapted:
+            part.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(plain.model.get_submodule(parent), leaf, part.get_base_layer())
+        for entry in ("peft_config", "active_adapter"):  # what peft left on the model
+            vars(plain.model).pop(entry, None)
+        return plain.requires_grad_(True)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the merged model as a plain transformers folder."""
+        self.merged().save_pretrained(folder)
