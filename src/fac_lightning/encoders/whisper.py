@@ -51,7 +51,9 @@ class WhisperEncoder(SpeechEncoder):
         super().__init__()
         if config is not None and pretrained:
             raise ValueError("config describes a model without weights: set pretrained to false, or leave config out")
-        self.model = _load_encoder(name) if pretrained else _build_encoder(_sizes(name) if config is None else config)
+        self.model: Any = (
+            _load_encoder(name) if pretrained else _build_encoder(_sizes(name) if config is None else config)
+        )
         if num_layers is not None:
             available = len(self.model.layers)
             if not 1 <= num_layers <= available:
