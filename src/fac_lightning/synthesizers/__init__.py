@@ -1,7 +1,7 @@
 """Text-to-speech engines that make data, each behind the contract ``Synthesizer``."""
 
-from fac_lightning.synthesizers.audio import resample, trim_silence
-from fac_lightning.synthesizers.base import Synthesizer
+from fac_lightning.synthesizers.audio import resample
+from fac_lightning.synthesizers.base import Synthesizer, trim_silence
 from fac_lightning.synthesizers.espeak import EspeakSynthesizer
 from fac_lightning.synthesizers.flite import FliteSynthesizer
 from fac_lightning.synthesizers.hibari import HibariSynthesizer

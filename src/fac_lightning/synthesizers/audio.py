@@ -1,4 +1,4 @@
-"""Small waveform tools that every voice needs: trimming silence, changing the rate, varying the pace."""
+"""Small tools that the voices share: changing the rate, varying the pace, reading PCM."""
 
 from __future__ import annotations
 
@@ -6,31 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-__all__ = ["drawn_speed", "from_int16", "resample", "trim_silence"]
-
-
-def trim_silence(audio: np.ndarray, sample_rate: int, keep: float = 0.05, threshold_db: float = -40.0) -> np.ndarray:
-    """Cut leading and trailing silence.
-
-    Args:
-        audio: Mono waveform ``(S,)``.
-        sample_rate: Hz.
-        keep: Seconds of silence left on either side.
-        threshold_db: A 10 ms frame is silent below this level, relative to the loudest frame.
-
-    Returns:
-        Waveform ``(S',)`` with ``S' <= S``; all of ``audio`` where nothing is louder than silence.
-    """
-    hop = max(1, sample_rate // 100)
-    num_frames = len(audio) // hop
-    if num_frames == 0:
-        return audio
-    power = np.square(audio[: num_frames * hop].astype(np.float64)).reshape(num_frames, hop).mean(1)
-    loud = np.flatnonzero(power > power.max() * 10 ** (threshold_db / 10))
-    if loud.size == 0:
-        return audio
-    margin = round(keep * sample_rate)
-    return audio[max(0, loud[0] * hop - margin) : (loud[-1] + 1) * hop + margin]
+__all__ = ["drawn_speed", "from_int16", "resample"]
 
 
 def resample(audio: np.ndarray, ratio: float) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fac_lightning.synthesizers.audio import drawn_speed, from_int16
 from fac_lightning.synthesizers.base import Synthesizer
-from fac_lightning.synthesizers.worker import EngineWorker
+from fac_lightning.synthesizers.worker import shared_worker
 
 __all__ = ["EspeakSynthesizer"]
 
@@ -44,7 +44,7 @@ class EspeakSynthesizer(Synthesizer):
         self.voice, self.rate, self.pitch, self.speed_jitter = voice, rate, pitch, speed_jitter
         self.full_voice = voice if variant is None else f"{voice}+{variant}"
         self.name = f"espeak/{self.full_voice}"
-        self._worker = EngineWorker("fac_lightning.synthesizers.espeak_worker")
+        self._worker = shared_worker("fac_lightning.synthesizers.espeak_worker")
 
     def __call__(self, text: str, seed: int = 0) -> np.ndarray:
         """Mono float32 waveform ``(S,)`` at 22.05 kHz."""
@@ -66,5 +66,5 @@ class EspeakSynthesizer(Synthesizer):
         return from_int16(self._worker.ask(request)[1])
 
     def close(self) -> None:
-        """End the engine's process; the next sentence starts another."""
+        """End the engine's process, which all voices of the engine share; the next sentence starts another."""
         self._worker.close()

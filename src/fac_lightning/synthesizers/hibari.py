@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,22 +41,18 @@ class HibariSynthesizer(Synthesizer):
         self.voice, self.speed, self.pitch, self.speed_jitter = voice, speed, pitch, speed_jitter
         self.name = f"hibari/{voice}"
         if pitch != 1.0:
-            self.name += f"*{pitch:g}"
-        self._engine: Any = None
+            self.name += f"-{pitch:g}"
 
     def __call__(self, text: str, seed: int = 0) -> np.ndarray:
         """Mono float32 waveform ``(S,)`` at 24 kHz."""
-        if self._engine is None:
-            self._engine = _engine(self.voice)
         speed = drawn_speed(self.speed, self.speed_jitter, seed)
-        audio: np.ndarray = self._engine(text, speed=speed / self.pitch, seed=seed)
+        audio: np.ndarray = _engine(self.voice)(text, speed=speed / self.pitch, seed=seed)
         return resample(np.asarray(audio, dtype=np.float32), 1.0 / self.pitch)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_engine": None}
 
-
+@cache
 def _engine(voice: str) -> Any:
+    """One engine a process and voice: it keeps no state between sentences, so all pitches share it."""
     try:
         from hibari import Hibari
     except ImportError as error:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fac_lightning.synthesizers.audio import drawn_speed, from_int16
 from fac_lightning.synthesizers.base import Synthesizer
-from fac_lightning.synthesizers.worker import EngineWorker
+from fac_lightning.synthesizers.worker import shared_worker
 
 __all__ = ["PiperSynthesizer"]
 
@@ -32,7 +32,7 @@ class PiperSynthesizer(Synthesizer):
     ) -> None:
         self.wheel, self.speed, self.speed_jitter, self.sample_rate = wheel, speed, speed_jitter, sample_rate
         self.name = f"piper/{wheel.removesuffix('_piper_voice')}"
-        self._worker = EngineWorker("fac_lightning.synthesizers.piper_worker", (wheel,))
+        self._worker = shared_worker("fac_lightning.synthesizers.piper_worker", (wheel,))
 
     def __call__(self, text: str, seed: int = 0) -> np.ndarray:
         """Mono float32 waveform ``(S,)`` at ``sample_rate``."""
@@ -45,5 +45,5 @@ class PiperSynthesizer(Synthesizer):
         return from_int16(pcm)
 
     def close(self) -> None:
-        """End the engine's process; the next sentence starts another."""
+        """End the engine's process, which all voices of the engine share; the next sentence starts another."""
         self._worker.close()

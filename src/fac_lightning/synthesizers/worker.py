@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-__all__ = ["EngineWorker", "serve"]
+__all__ = ["EngineWorker", "serve", "shared_worker"]
 
 
 class EngineWorker:
@@ -89,11 +89,19 @@ class EngineWorker:
         self.close()
         return lines[-1] if lines else f"exit status {code}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "arguments": self.arguments}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return shared_worker, (self.module, self.arguments)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        EngineWorker.__init__(self, state["module"], state["arguments"])
+
+_workers: weakref.WeakValueDictionary[tuple[str, ...], EngineWorker] = weakref.WeakValueDictionary()
+
+
+def shared_worker(module: str, arguments: tuple[str, ...] = ()) -> EngineWorker:
+    """The worker of a module and its arguments, one for all voices of this process; it ends with the last of them."""
+    worker = _workers.get((module, *arguments))
+    if worker is None:
+        worker = _workers[(module, *arguments)] = EngineWorker(module, arguments)
+    return worker
 
 
 def _end(process: subprocess.Popen[str], errors: IO[bytes], pid: int) -> None:

@@ -1,0 +1,202 @@
+"""Spoken clips out of text: many voices, judged by a recogniser, in worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fac_lightning.data.audio import resample
+from fac_lightning.recognizers.base import Recognizer
+from fac_lightning.synthesizers.base import Synthesizer, trim_silence
+
+__all__ = ["ClipMaker", "ClipPool", "ClipRequest", "SpokenClip", "word_error_rate"]
+
+RETRY_STRIDE = 1_000_003  # seeds of further attempts; a prime, so that they do not meet the seeds of neighbours
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """A sentence to be spoken."""
+
+    text: str
+    voice: int  # index into the voices
+    seed: int
+    max_wer: float = 1.0  # speak again, with another seed, above this WER
+    attempts: int = 1
+    judged: bool = True  # let the recogniser listen
+
+
+@dataclass(frozen=True)
+class SpokenClip:
+    """A sentence that was spoken."""
+
+    text: str
+    audio: np.ndarray  # (S,) float32
+    sample_rate: int  # Hz
+    voice: str
+    seed: int
+    wer: float | None  # None where no recogniser listened
+    asr_text: str | None
+
+
+class ClipMaker:
+    """Speak and judge; of several attempts the first that is good enough is kept, else the best.
+
+    Args:
+        voices: What a request's ``voice`` counts in.
+        recognizer: Judge; None leaves every WER None.
+        trim: Seconds of silence left at either end of a clip; None leaves clips as they are.
+        sample_rate: Hz of the clips; None keeps each voice's own rate.
+    """
+
+    def __init__(
+        self,
+        voices: Sequence[Synthesizer],
+        recognizer: Recognizer | None = None,
+        trim: float | None = 0.05,
+        sample_rate: int | None = None,
+    ) -> None:
+        self.voices, self.recognizer, self.trim, self.sample_rate = list(voices), recognizer, trim, sample_rate
+
+    def __call__(self, requests: Sequence[ClipRequest]) -> list[SpokenClip]:
+        """One clip a request, in order; all attempts of a round are judged together."""
+        best: list[SpokenClip | None] = [None] * len(requests)
+        pending = list(range(len(requests)))
+        attempt = 0
+        while pending:
+            clips = [self._speak(requests[i], attempt) for i in pending]
+            clips = self._judge(clips, [requests[i].judged for i in pending])
+            for i, clip in zip(pending, clips, strict=True):
+                old = best[i]
+                if old is None or (clip.wer or 0.0) < (old.wer or 0.0):
+                    best[i] = clip
+            attempt += 1
+            pending = [
+                i
+                for i in pending
+                if attempt < requests[i].attempts and (getattr(best[i], "wer", 0) or 0.0) > requests[i].max_wer
+            ]
+        return [clip for clip in best if clip is not None]
+
+    def _speak(self, request: ClipRequest, attempt: int) -> SpokenClip:
+        voice = self.voices[request.voice]
+        seed = request.seed + attempt * RETRY_STRIDE
+        audio = voice(request.text, seed=seed)
+        rate = voice.sample_rate
+        if self.trim is not None:
+            audio = trim_silence(audio, rate, keep=self.trim)
+        if len(audio) == 0:
+            raise ValueError(f"voice {voice.name} gave no sound for {request.text!r}; leave this text out")
+        if self.sample_rate is not None:
+            audio, rate = resample(audio, rate, self.sample_rate), self.sample_rate
+        return SpokenClip(request.text, audio, rate, voice.name, seed, None, None)
+
+    def _judge(self, clips: list[SpokenClip], judged: Sequence[bool]) -> list[SpokenClip]:
+        if self.recognizer is None:
+            return clips
+        rate = self.recognizer.sample_rate
+        heard = [i for i, wanted in enumerate(judged) if wanted]
+        texts = self.recognizer([resample(clips[i].audio, clips[i].sample_rate, rate) for i in heard]) if heard else []
+        for i, text in zip(heard, texts, strict=True):
+            clip = clips[i]
+            wer = round(word_error_rate(clip.text, text), 4)
+            clips[i] = SpokenClip(clip.text, clip.audio, clip.sample_rate, clip.voice, clip.seed, wer, text)
+        return clips
+
+
+class ClipPool:
+    """``ClipMaker`` in worker processes, results in the order of the requests.
+
+    Workers are started with "spawn", so a script that uses them needs ``if __name__ == "__main__":``.
+
+    Args:
+        maker: Pickled once to each worker.
+        num_workers: Processes, each on one thread; 0 works in this process.
+    """
+
+    def __init__(self, maker: ClipMaker, num_workers: int = 0) -> None:
+        self.maker, self.num_workers = maker, num_workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> ClipPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def map(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[list[SpokenClip]]:
+        """Clips of each batch; at most three batches a worker are under way, whatever the number of batches."""
+        if self.num_workers == 0:
+            yield from map(self.maker, batches)
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.num_workers, multiprocessing.get_context("spawn"), _start_worker, (self.maker,)
+            )
+        waiting: deque[Future[list[SpokenClip]]] = deque()
+        for batch in batches:
+            waiting.append(self._pool.submit(_work, batch))
+            if len(waiting) >= 3 * self.num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_maker: ClipMaker | None = None
+
+
+def _start_worker(maker: ClipMaker) -> None:
+    global _maker
+    import torch
+
+    torch.set_num_threads(1)  # the processes share the cores
+    _maker = maker
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """A killed parent cannot stop its pool, and the idle workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(batch: Sequence[ClipRequest]) -> list[SpokenClip]:
+    assert _maker is not None
+    return _maker(batch)
+
+
+def word_error_rate(reference: str, hypothesis: str) -> float:
+    """Word edits from ``reference`` to ``hypothesis`` per reference word, both in Whisper's English normal form.
+
+    The normal form writes "seven" as "7" and "colour" as "color", see https://arxiv.org/abs/2212.04356, appendix C.
+    """
+    normalize = _normalizer()
+    said, heard = normalize(reference).split(), normalize(hypothesis).split()
+    row = list(range(len(heard) + 1))  # edit distances of the empty reference
+    for i, word in enumerate(said, start=1):
+        last, row[0] = row[0], i
+        for j, other in enumerate(heard, start=1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (word != other))
+    return row[-1] / max(1, len(said))
+
+
+@cache
+def _normalizer() -> Any:
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError as error:
+        raise ImportError('whisper-normalizer is not installed: pip install "fac-lightning[eval]"') from error
+    return EnglishTextNormalizer()
