@@ -141,6 +141,31 @@ def test_models_that_shape_their_logits_are_refused():
         HFBackbone(config=config)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "lfm2", "pad_token_id": 0, "layer_types": ["conv", "full_attention"]},
+            "lfm2 mixes positions by conv",
+        ),
+        ({"model_type": "bloom"}, "bloom mixes positions by code of its own"),
+    ],
+)
+def test_models_whose_rows_would_leak_into_each_other_are_refused(config, message):
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    with pytest.raises(ValueError, match=message):
+        HFBackbone(config=sizes | {"num_attention_heads": 2, "num_key_value_heads": 1} | config)
+
+
+def test_attention_with_sinks_is_refused():
+    from transformers import AttentionInterface
+
+    register_packed_attention()
+    heads = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="shapes its attention with s_aux"):
+        AttentionInterface()["fac_packed"](nn.Identity(), heads, heads, heads, None, s_aux=torch.zeros(2))
+
+
 def test_a_model_that_drops_the_layout_is_found_out():
     from transformers import AttentionInterface
 

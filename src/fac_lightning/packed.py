@@ -123,6 +123,9 @@ def packed_attention(
         )
     if layout.total == 0:
         return query + key.sum() + value.sum()  # keeps the graph, so that every parameter gets a zero gradient
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # norms with float32 weights leave queries and keys wider than values
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
         return _varlen_attention(query, key, value, layout, scale, window)
     outputs = [_attend_bucket(query, key, value, b, scale, dropout, window) for b in layout.buckets]

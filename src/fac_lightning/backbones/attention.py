@@ -12,6 +12,8 @@ from fac_lightning.packed import PackedLayout, packed_attention
 __all__ = ["ATTENTION_NAME", "packed_placeholder", "register_packed_attention"]
 
 ATTENTION_NAME = "fac_packed"
+#: Options of other models' attention that change scores: soft capping, sinks, relative positions.
+_SHAPED_SCORES = {"softcap", "s_aux", "position_bias"}
 
 
 def register_packed_attention() -> None:
@@ -45,6 +47,12 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer; ``query`` ``(1, H, N, E)`` when packed, ``(B, H, L, E)`` otherwise."""
+    extra = sorted(_SHAPED_SCORES & {name for name, value in kwargs.items() if value is not None})
+    if extra:
+        raise ValueError(
+            f"{type(module).__name__} shapes its attention with {extra[0]}, which packed rows do not have; "
+            "take a backbone with plain attention (Qwen, Llama, Mistral ...)"
+        )
     if packed_layout is None:
         if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
             raise ValueError(
@@ -57,8 +65,6 @@ def _attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out, None
-    if kwargs.get("softcap") is not None:
-        raise ValueError("attention with softcap (Gemma 2) cannot be packed; take a backbone without it")
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, E)
     packed = packed_attention(query, key, value, packed_layout, scale=scaling, dropout=dropout, window=sliding_window)
     return packed.unsqueeze(0), None

@@ -17,6 +17,8 @@ __all__ = ["HFBackbone"]
 
 #: Config entries of models whose logits are more than a matrix product.
 _SHAPED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+#: Layers that packed attention knows to keep inside their rows.
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 class HFBackbone(Backbone):
@@ -129,6 +131,12 @@ class HFBackbone(Backbone):
     def _check(lm: Any) -> None:
         config, output = lm.config, lm.get_output_embeddings()
         kind = getattr(config, "model_type", type(lm).__name__)
+        strange = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
+        if strange or not getattr(lm, "_supports_attention_backend", False):
+            raise ValueError(
+                f"{kind} mixes positions by {', '.join(strange) or 'code of its own'}, which would leak between packed "
+                "rows; take a model whose layers are full or sliding attention (Qwen3, Llama, Mistral ...)"
+            )
         shaped = [key for key in _SHAPED_LOGITS if getattr(config, key, None) not in (None, 1.0)]
         if shaped or getattr(output, "bias", None) is not None:
             what = shaped[0] if shaped else "a bias"
