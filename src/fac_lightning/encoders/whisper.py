@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fac_lightning.encoders.base import SpeechEncoder
@@ -40,6 +40,7 @@ class WhisperEncoder(SpeechEncoder):
 
     sample_rate = SAMPLE_RATE
     hop_length = 320
+    model: Any  # transformers' WhisperEncoder; typed loosely, as transformers is
 
     def __init__(
         self,
@@ -51,9 +52,10 @@ class WhisperEncoder(SpeechEncoder):
         super().__init__()
         if config is not None and pretrained:
             raise ValueError("config describes a model without weights: set pretrained to false, or leave config out")
-        self.model: Any = (
-            _load_encoder(name) if pretrained else _build_encoder(_sizes(name) if config is None else config)
-        )
+        if pretrained:
+            self.model = _load_encoder(name)
+        else:
+            self.model = _build_encoder(_sizes(name) if config is None else config)
         if num_layers is not None:
             available = len(self.model.layers)
             if not 1 <= num_layers <= available:
@@ -127,7 +129,8 @@ class WhisperEncoder(SpeechEncoder):
 
     def _zeros(self, rows: int, frames: int) -> Tensor:
         """Features of rows that hold no sample, ``(rows, frames, dim)``."""
-        return self.model.conv1.weight.new_zeros(rows, frames, self.dim)
+        zeros: Tensor = self.model.conv1.weight.new_zeros(rows, frames, self.dim)
+        return zeros
 
 
 def _sizes(name: str) -> dict[str, Any]:
@@ -145,16 +148,15 @@ def _sizes(name: str) -> dict[str, Any]:
         ) from error
 
 
-def _build_encoder(config: dict[str, Any]) -> nn.Module:
+def _build_encoder(config: dict[str, Any]) -> Any:
     """Transformers' encoder with random weights."""
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
 
-    encoder: nn.Module = HFWhisperEncoder(WhisperConfig(**config))
-    return encoder
+    return HFWhisperEncoder(WhisperConfig(**config))
 
 
-def _load_encoder(name: str) -> nn.Module:
+def _load_encoder(name: str) -> Any:
     """Transformers' encoder with trained weights in float32, from the first place that has them."""
     if Path(name).is_dir():
         return _from_pretrained(name, local_files_only=True)
@@ -180,7 +182,7 @@ def _load_encoder(name: str) -> nn.Module:
         ) from error
 
 
-def _from_pretrained(name: str, local_files_only: bool) -> nn.Module:
+def _from_pretrained(name: str, local_files_only: bool) -> Any:
     """Transformers' encoder out of a whole Whisper checkpoint or out of one that holds the encoder alone."""
     from transformers import WhisperConfig, WhisperModel
     from transformers.models.whisper.modeling_whisper import WhisperEncoder as HFWhisperEncoder
@@ -192,5 +194,4 @@ def _from_pretrained(name: str, local_files_only: bool) -> nn.Module:
     )
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of Whisper's encoder: {sorted(info['missing_keys'])[:3]} ...")
-    encoder: nn.Module = model if alone else model.encoder
-    return encoder
+    return model if alone else model.encoder
