@@ -316,6 +316,9 @@ def test_patterns_mean_slots_modules_parameters_and_wildcards():
     assert found["a.b"] == names[:2]
     assert found["*.weight"] == [names[0], names[2], names[3]]
     assert found["ab.weight"] == [names[3]]
+    assert match_parameters(["mel"], names, "x", modules=["mel"]) == {"mel": []}
+    with pytest.raises(ValueError, match="x: 'mel' matches no parameter; Slots: a, ab"):
+        match_parameters(["mel"], names, "x")
 
 
 def test_groups_decay_matrices_only_and_scale_rates():

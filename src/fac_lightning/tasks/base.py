@@ -126,7 +126,8 @@ class PackedLineTask(lightning.LightningModule, ABC):
         if stage != "fit":
             return
         parameters = dict(self.model.named_parameters())
-        matched = match_parameters(self.freeze_patterns, list(parameters), "freeze")
+        modules = [name for name, _ in self.model.named_modules()]
+        matched = match_parameters(self.freeze_patterns, list(parameters), "freeze", modules)
         names = dict.fromkeys(name for found in matched.values() for name in found)
         self._frozen = [parameters[name] for name in names if parameters[name].requires_grad]
         for parameter in self._frozen:

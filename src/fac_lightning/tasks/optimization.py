@@ -24,21 +24,29 @@ def cosine_with_warmup(step: int, warmup_steps: int, max_steps: int, floor: floa
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def match_parameters(patterns: Iterable[str], names: Sequence[str], purpose: str) -> dict[str, list[str]]:
+def match_parameters(
+    patterns: Iterable[str], names: Sequence[str], purpose: str, modules: Iterable[str] = ()
+) -> dict[str, list[str]]:
     """Parameter names that each pattern means.
 
     A pattern is a slot or any module (``backbone``, ``head.transformer``), a parameter, or has wildcards
     (``backbone.*.bias``).
 
+    Args:
+        patterns: What is asked for.
+        names: Parameter names.
+        purpose: Which option asks; begins the message.
+        modules: Names of modules that may be asked for although they have no parameter.
+
     Raises:
         ValueError: A pattern means nothing; the message lists names that look like it.
     """
-    found = {}
+    found, empty = {}, set(modules)
     for pattern in patterns:
         found[pattern] = [n for n in names if n.startswith(pattern + ".") or fnmatchcase(n, pattern)]
-        if not found[pattern]:
-            modules = {n[:i] for n in names for i, c in enumerate(n) if c == "."}
-            near = get_close_matches(pattern, [*sorted(modules), *names], n=3, cutoff=0.4)
+        if not found[pattern] and pattern not in empty:
+            parents = {n[:i] for n in names for i, c in enumerate(n) if c == "."}
+            near = get_close_matches(pattern, [*sorted(parents), *names], n=3, cutoff=0.4)
             slots = sorted({n.split(".")[0] for n in names})
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(f"{purpose}: {pattern!r} matches no parameter; {hint}Slots: {', '.join(slots)}")
