@@ -51,8 +51,8 @@ $(STAMP_DEMO): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(STAMP_TEST): pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing fac_lightning[demo,dev,docs] into $(VENV): one to three minutes"
-	@$(INSTALL) -e '.[demo,dev,docs]'
+	@echo "installing fac_lightning[demo,dev,docs,lora] into $(VENV): one to three minutes"
+	@$(INSTALL) -e '.[demo,dev,docs,lora]'
 	@touch $(STAMP_DEMO) $@
 
 clean:
