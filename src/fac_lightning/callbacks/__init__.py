@@ -1,6 +1,15 @@
 """Lightning callbacks, one a file."""
 
-from fac_lightning.callbacks.save_recipe import SaveRecipe, write_recipe
+from fac_lightning.callbacks.save_recipe import SaveRecipe, refuse_other_recipe, write_recipe
 from fac_lightning.callbacks.save_weights import LoadedWeights, SaveWeights, load_weights
+from fac_lightning.callbacks.step_progress import StepProgress
 
-__all__ = ["LoadedWeights", "SaveRecipe", "SaveWeights", "load_weights", "write_recipe"]
+__all__ = [
+    "LoadedWeights",
+    "SaveRecipe",
+    "SaveWeights",
+    "StepProgress",
+    "load_weights",
+    "refuse_other_recipe",
+    "write_recipe",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["SaveRecipe", "write_recipe"]
+__all__ = ["SaveRecipe", "refuse_other_recipe", "write_recipe"]
 
 RECIPE_FILE = "recipe.yaml"
 CHECKPOINT_KEY = "fac_lightning_recipe"
@@ -45,25 +45,36 @@ class SaveRecipe(Callback):
 def write_recipe(text: str, path: Path) -> None:
     """Write a recipe's text; the same recipe may stand there already, another may not.
 
-    Comment lines (versions, command line) do not make it another.
-
     Raises:
         ValueError: ``path`` holds another recipe.
     """
+    refuse_other_recipe(text, path)
     if path.exists():
-        old, new = _body(path.read_text(encoding="utf-8")), _body(text)
-        if old == new:
-            return
-        changed = next((b for a, b in zip(old, new, strict=False) if a != b), (new if len(new) > len(old) else old)[-1])
-        raise ValueError(
-            f"{path} holds the recipe of another run (first difference: {changed.strip()!r}) and is never overwritten. "
-            f"Take another folder (trainer.default_root_dir=...), repeat that run (fac run {path}), "
-            f"or remove {path.parent}"
-        )
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
+
+
+def refuse_other_recipe(text: str, path: Path) -> None:
+    """Nothing, if no recipe or the same one stands at ``path``; comments (versions, command line) do not count.
+
+    Raises:
+        ValueError: ``path`` holds another recipe.
+    """
+    if not path.exists():
+        return
+    old, new = _body(path.read_text(encoding="utf-8")), _body(text)
+    if old == new:
+        return
+    pairs = zip([*old, "(end)"], [*new, "(end)"], strict=False)
+    there, here = next(((a, b) for a, b in pairs if a != b), ("", ""))
+    raise ValueError(
+        f"{path} holds the recipe of another run, which is never overwritten (there {there.strip()!r}, now "
+        f"{here.strip()!r}). Take another folder (trainer.default_root_dir=...), repeat that run (fac run {path}), "
+        f"or remove {path.parent}"
+    )
 
 
 def _body(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from fac_lightning import __version__
@@ -56,28 +57,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except Exception as error:
+    except (ValueError, OSError) as error:
         if debug:
             raise
         return _complain(*_explain(error))
+    except Exception as error:  # nobody expected it: the traceback is what helps
+        if debug:
+            raise
+        traceback.print_exc()
+        return _complain(f"{type(error).__name__}: {error}", FAILED)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, RecipeError):
         return str(error), USAGE
-    cause = error.__cause__ if isinstance(error, UserError) else error
-    if isinstance(cause, FileNotFoundError) and cause.filename is not None:
-        text = str(error) if isinstance(error, UserError) else f"there is no {cause.filename}"
-        return text, DATA
-    if isinstance(cause, OSError) and not isinstance(error, UserError):
-        return str(error), DATA
-    if isinstance(cause, FileNotFoundError):
-        return str(error), DATA
     if isinstance(error, UserError):
-        return str(error), USAGE
-    if isinstance(error, ValueError):
-        return str(error), DATA
-    return f"{type(error).__name__}: {error}\n(--debug shows where)", FAILED
+        return str(error), DATA if isinstance(error.__cause__, FileNotFoundError) else USAGE
+    if isinstance(error, FileNotFoundError):
+        return str(error) if error.filename is None else f"there is no {error.filename}", DATA
+    return f"{error}\n(--debug shows where)", DATA
 
 
 def _complain(text: str, code: int) -> int:

@@ -91,8 +91,10 @@ def _without_base_weights(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_trainer(recipe: Recipe, callbacks: Sequence[Any] = ()) -> Any:
     """The trainer, with what a run keeps by default: a log, a last checkpoint, a progress bar."""
-    from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+    from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
     from lightning.pytorch.loggers import CSVLogger
+
+    from fac_lightning.callbacks import StepProgress
 
     node = dict(recipe.tree.get("trainer") or {"_target_": "lightning.Trainer"})
     folder = run_folder(recipe)
@@ -115,7 +117,7 @@ def build_trainer(recipe: Recipe, callbacks: Sequence[Any] = ()) -> Any:
         )
     shows = not node.get("barebones") and node.get("enable_progress_bar", True)
     if shows and not any(isinstance(one, ProgressBar) for one in built):
-        extra.append(RichProgressBar())
+        extra.append(StepProgress(title=folder.name))
     objects: dict[str, Any] = {"callbacks": [*extra, *built]}
     if plain and "logger" not in node:
         objects["logger"] = CSVLogger(str(folder), name="logs", version="")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fac_lightning.cli.build import build, run_folder
-from fac_lightning.config import Recipe, ensure, load, recipe_text
+from fac_lightning.config import Recipe, UserError, ensure, load, recipe_text
 
 __all__ = ["FitResult", "fit"]
 
@@ -52,17 +52,22 @@ def fit(
     ensure(recipe)
     recipe = _with_folder(recipe)
     folder = run_folder(recipe)
+    start = _checkpoint(recipe, folder, resume)
+    text = recipe_text(_without_continuation(recipe, folder), command)
+    import lightning
+
+    from fac_lightning.callbacks import SaveRecipe, SaveWeights, refuse_other_recipe
+
+    try:
+        refuse_other_recipe(text, folder / "recipe.yaml")
+    except ValueError as error:
+        raise UserError(str(error)) from None
     with _quiet():
-        import lightning
-
-        from fac_lightning.callbacks import SaveRecipe, SaveWeights
-
         if recipe.tree.get("seed") is not None:
             lightning.seed_everything(recipe.tree["seed"], workers=True, verbose=False)
-        built = build(recipe, [SaveRecipe(recipe_text(recipe, command)), SaveWeights()])
+        built = build(recipe, [SaveRecipe(text), SaveWeights()])
         _start_from(recipe, built.task.model if hasattr(built.task, "model") else built.model)
         _keep_text_tokenizer(recipe, folder)
-        start = _checkpoint(recipe, folder, resume)
         built.trainer.fit(built.task, datamodule=built.data, ckpt_path=start)
         if built.trainer.checkpoint_callback is not None and not built.trainer.fast_dev_run:
             built.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
@@ -75,6 +80,14 @@ def _with_folder(recipe: Recipe) -> Recipe:
     """The run folder written into the recipe, so that the saved file repeats this very run."""
     trainer = {**(recipe.tree.get("trainer") or {}), "default_root_dir": str(run_folder(recipe))}
     return replace(recipe, tree={**recipe.tree, "trainer": trainer})
+
+
+def _without_continuation(recipe: Recipe, folder: Path) -> Recipe:
+    """A run that goes on in its own folder is still the run that began there."""
+    path = recipe.tree.get("ckpt_path")
+    if path is None or (path != "last" and not Path(path).resolve().is_relative_to(folder.resolve())):
+        return recipe
+    return replace(recipe, tree={name: value for name, value in recipe.tree.items() if name != "ckpt_path"})
 
 
 def _start_from(recipe: Recipe, model: Any) -> None:
@@ -119,6 +132,7 @@ def _quiet() -> Iterator[None]:
                 ".*Checkpoint directory .* exists and is not empty.*",
                 ".*Experiment logs directory .* exists and is not empty.*",
                 ".*You defined a `validation_step` but have no `val_dataloader`.*",
+                ".*treespec.*deprecated.*",  # Lightning below torch 2.13
                 ".*No positive.*val_dataloader.*",
             ):
                 warnings.filterwarnings("ignore", message)

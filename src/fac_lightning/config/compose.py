@@ -7,6 +7,7 @@ them beside its own; what leaves no tree (no such file, broken YAML) raises at o
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,8 +139,9 @@ def _parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        flow = " ('???' inside {...} must be quoted or written on a line of its own.)" if "'?'" in str(error) else ""
-        raise UserError(f"{name} is no valid YAML: {' '.join(str(error).split())}{flow}") from None
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        flow = " Inside {...} a value ??? must be in quotes: '???'." if re.search(r"\{[^}]*\?\?\?", text) else ""
+        raise UserError(f"{name} is no valid YAML: {reason}.{flow}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{name} must be a mapping of keys to values, not a {type(tree).__name__}")
     return tree  # type: ignore[return-value]
