@@ -88,8 +88,7 @@ class WhisperEncoder(SpeechEncoder):
         if not held.any():
             return SpeechFeatures(self._zeros(audio.shape[0], longest), frames)
         mel = log_mel(pieces[held], samples[held], self.n_mels)
-        hidden = self.forward_mel(mel, -(-samples[held] // self.hop_length) * 2)[-1]
-        hidden = self.model.layer_norm(hidden)
+        hidden = self.read(self.forward_mel(mel, -(-samples[held] // self.hop_length) * 2))
         inside = torch.arange(hidden.shape[1], device=audio.device) < -(-samples[held] // self.hop_length)[:, None]
         hidden = hidden * inside[..., None]
         features = hidden.new_zeros(*held.shape, *hidden.shape[1:]).index_put((held,), hidden)
@@ -126,6 +125,11 @@ class WhisperEncoder(SpeechEncoder):
         for layer in model.layers:
             states.append(layer(states[-1], mask))
         return states
+
+    def read(self, states: list[Tensor]) -> Tensor:
+        """Features ``(B, T, dim)`` out of the hidden states that ``forward_mel`` gives: the last, normalised."""
+        features: Tensor = self.model.layer_norm(states[-1])
+        return features
 
     def _zeros(self, rows: int, frames: int) -> Tensor:
         """Features of rows that hold no sample, ``(rows, frames, dim)``."""

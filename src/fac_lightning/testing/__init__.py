@@ -5,6 +5,7 @@ from fac_lightning.testing.backbone import check_backbone
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.testing.head import check_head
 from fac_lightning.testing.tiny import FrameEncoder, tiny_backbone, tiny_batch, tiny_speech_lm
+from fac_lightning.testing.tokenizer import check_tokenizer
 
 __all__ = [
     "FrameEncoder",
@@ -12,6 +13,7 @@ __all__ = [
     "check_backbone",
     "check_fusion",
     "check_head",
+    "check_tokenizer",
     "make_dialogues",
     "tiny_backbone",
     "tiny_batch",

@@ -1,0 +1,83 @@
+"""The contract of tokenizers, to run on one of your own."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from fac_lightning.tokenizers import SpeechTokenizer
+
+__all__ = ["check_tokenizer"]
+
+
+def check_tokenizer(tokenizer: SpeechTokenizer, num_frames: int = 7, atol: float = 2e-3) -> None:
+    """Hold a speech tokenizer to its slot's contract, with noise bursts of several lengths.
+
+    Args:
+        tokenizer: Must encode and decode; it is copied and set to ``eval``.
+        num_frames: Frames of the longest test row, at least 3.
+        atol: Largest difference of samples that must be equal, relative to the loudest.
+
+    Raises:
+        AssertionError: Says which promise is broken.
+    """
+    part = copy.deepcopy(tokenizer).eval()
+    hop, codebook_size = part.hop_length, part.codebook_size
+    for name in ("sample_rate", "hop_length", "num_codebooks", "codebook_size"):
+        value = getattr(part, name)
+        assert isinstance(value, int) and value > 0, f"{name} must be a positive int, got {value!r}"
+    assert part.frame_rate * hop == part.sample_rate, "frame_rate must be sample_rate / hop_length"
+
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.tensor([num_frames * hop, (num_frames - 2) * hop + 1, hop - 1, 1])
+    audio = torch.randn(len(samples), num_frames * hop, generator=generator) * 0.1
+    audio *= torch.arange(audio.shape[1]) < samples[:, None]
+
+    encoded = part.encode(audio, samples)
+    codes, frames = encoded.codes, encoded.lengths
+    expected = -(-samples // hop)
+    assert frames.tolist() == expected.tolist(), (
+        f"{samples.tolist()} samples must give ceil(n / {hop}) = {expected.tolist()} frames, got {frames.tolist()}"
+    )
+    shape = (len(samples), num_frames, part.num_codebooks)
+    assert codes.shape == shape, f"codes must be (B, T, Q) = {shape}, got {tuple(codes.shape)}"
+    assert codes.dtype == torch.int64, f"codes must be int64, got {codes.dtype}"
+    low, high = int(codes.min()), int(codes.max())
+    assert 0 <= low <= high < codebook_size, f"codes must lie in [0, {codebook_size}), got {low} to {high}"
+    beyond = torch.arange(num_frames) >= frames[:, None]
+    assert not codes[beyond].any(), "codes after a row's length must be zero"
+
+    for row, (count, length) in enumerate(zip(samples.tolist(), frames.tolist(), strict=True)):
+        alone = part.encode(audio[row : row + 1, :count])
+        assert alone.lengths.tolist() == [length], "without lengths every row is as long as the batch"
+        assert torch.equal(alone.codes[0], codes[row, :length]), f"padding changed codes of row {row} ({count} samples)"
+    noisy = torch.where(torch.arange(audio.shape[1]) < samples[:, None], audio, 0.5)
+    assert torch.equal(part.encode(noisy, samples).codes, codes), "what stands after a row's length changed codes"
+    assert torch.equal(part.encode(audio, samples).codes, codes), "encoding twice must give the same codes"
+
+    _check_decoding(part, frames, generator, atol)
+
+
+def _check_decoding(part: SpeechTokenizer, frames: Tensor, generator: torch.Generator, atol: float) -> None:
+    hop, num_frames = part.hop_length, int(frames.max())
+    codes = torch.randint(part.codebook_size, (len(frames), num_frames, part.num_codebooks), generator=generator)
+    decoded = part.decode(codes, frames)
+    assert decoded.sample_rate == part.sample_rate, "decode must give sample_rate"
+    assert decoded.lengths.tolist() == (frames * hop).tolist(), "T frames must decode to T * hop_length samples"
+    shape = (len(frames), num_frames * hop)
+    assert decoded.audio.shape == shape, f"audio must be (B, T * hop_length) = {shape}, got {tuple(decoded.audio.shape)}"
+    assert decoded.audio.is_floating_point(), f"audio must be floating point, got {decoded.audio.dtype}"
+    assert decoded.audio.isfinite().all(), "decoded audio must be finite"
+    assert not decoded.audio.requires_grad, "decode must run without gradients"
+    beyond = torch.arange(shape[1]) >= decoded.lengths[:, None]
+    assert not decoded.audio[beyond].any(), "samples after a row's length must be zero"
+    loudest = float(decoded.audio.abs().max().clamp(min=1e-6))
+    for row, length in enumerate(frames.tolist()):
+        alone = part.decode(codes[row : row + 1, :length]).audio[0]
+        difference = float((alone - decoded.audio[row, : len(alone)]).abs().max()) / loudest
+        assert difference <= atol, f"padding changed the samples of row {row} by {difference:.1e} of the loudest"
+    assert torch.equal(part.decode(codes, frames).audio, decoded.audio), "decoding twice must give the same samples"
+    empty = part.decode(codes[:, :0]).audio
+    assert empty.shape == (len(frames), 0), f"no frames must decode to no samples, got {tuple(empty.shape)}"
