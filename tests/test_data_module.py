@@ -20,7 +20,7 @@ from fac_lightning.data import (
     tokenizer_fingerprint,
 )
 from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
-from fac_lightning.prompts import MODES, SPECIAL_TOKENS
+from fac_lightning.prompts import MODES, SPECIAL_TOKENS, ChatFormat
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
@@ -314,6 +314,33 @@ def test_lightning_trains_on_it_and_a_resumed_run_goes_on_where_it_stopped(build
     assert resumed.seen == whole.seen[4:]
 
 
+def test_a_changed_stream_is_told_when_a_run_is_resumed(build, caplog):
+    state = build().state_dict()
+    with caplog.at_level(logging.WARNING):
+        build().load_state_dict(state)
+        assert caplog.text == ""
+        build(seed=3).load_state_dict(state)
+    assert "differs from that of the checkpoint in seed (0 -> 3)" in caplog.text
+
+
+def trainer(**arguments):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return lightning.Trainer(accelerator="cpu", num_sanity_val_steps=0, **quiet, **arguments)
+
+
+def test_a_training_without_end_is_refused(build):
+    with pytest.raises(ValueError, match="the training stream has no end; set trainer"):
+        trainer(max_epochs=1).fit(Recorder(), build())
+
+
+def test_a_validation_that_never_runs_is_told(build, caplog):
+    with caplog.at_level(logging.WARNING):
+        recorder = Recorder()
+        trainer(max_steps=1).fit(recorder, build())
+    assert recorder.validated == []
+    assert "Validation never runs" in caplog.text
+
+
 def test_a_trained_text_tokenizer_knows_every_text(world):
     tokenizer = load_text_tokenizer(world / "tokenizer")
     for text in ("What follows red?", "Zürich, 東京 🙂\n\ttabs", " lead and  double "):
@@ -335,12 +362,16 @@ def test_missing_special_tokens_are_added_behind_the_vocabulary(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<|im_end|>": 1}, "a")))
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<|im_end|>": 1}, unk_token="a"))
+    )
     plain.save_pretrained(tmp_path)
     tokenizer = load_text_tokenizer(tmp_path)
     assert len(tokenizer) == 2 + len(SPECIAL_TOKENS) - 1
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 1
     assert tokenizer.encode("<|sil|>", add_special_tokens=False) == [tokenizer.convert_tokens_to_ids("<|sil|>")]
+    with pytest.raises(ValueError, match=r"does not know .*<\|sil\|> as single tokens; load it with"):
+        ChatFormat(plain)
     with pytest.raises(ValueError, match="no text tokenizer can be loaded"):
         load_text_tokenizer(tmp_path / "nothing")
 

@@ -1,5 +1,6 @@
 """Dialogues on disk: what is written comes back, crashes do no harm, and what does not fit is refused."""
 
+import gzip
 import json
 
 import numpy as np
@@ -70,6 +71,13 @@ def test_a_folder_may_be_moved_and_lhotse_opens_it(tmp_path, spoken):
     assert cut.load_audio().shape == (1, 7102)
     assert cut.load_target_audio().shape == (1, 9033)
     assert len(CutSet.from_file(tmp_path / "new" / "cuts.jsonl")) == 1
+
+
+def test_a_gzipped_manifest_is_read_too(tmp_path, spoken):
+    write(tmp_path, spoken)
+    zipped = tmp_path / "cuts.jsonl.gz"
+    zipped.write_bytes(gzip.compress((tmp_path / "cuts.jsonl").read_bytes()))
+    assert_same(next(read_dialogues(zipped)), spoken)
 
 
 def test_a_cut_that_starts_later_in_its_recording_is_read_from_there(tmp_path, spoken):

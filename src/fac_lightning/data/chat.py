@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch.utils.data import DataLoader
 
 from fac_lightning.data.corpus import Corpus
@@ -118,7 +120,21 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             self.val_corpus = self._corpus([self.val_path])
 
     def train_dataloader(self) -> Any:
-        """Endless loader of packed lines."""
+        """Endless loader of packed lines.
+
+        Raises:
+            ValueError: Nothing would end the training.
+        """
+        trainer = self.trainer
+        if trainer is not None and isinstance(trainer.limit_train_batches, float):
+            timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            if trainer.max_steps == -1 and not timed:
+                raise ValueError("the training stream has no end; set trainer.max_steps")
+            if self.val_corpus is not None and trainer.val_check_interval == 1.0 and trainer.limit_val_batches:
+                log.warning(
+                    "Validation never runs: an endless stream has no end of epoch to validate at. Set "
+                    "trainer.val_check_interval to a number of batches and trainer.check_val_every_n_epoch to null."
+                )
         return _TrainLoader(self)
 
     def val_dataloader(self) -> Any:
@@ -127,6 +143,37 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             return []
         shard, shards = self._shard()
         return FixedLines(self.val_corpus, self.budget, self.seed, self.look_ahead, self.val_lines, shard, shards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the training stream depends on; the place in it is Lightning's own count of batches."""
+        return {"stream": self._stream_settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Say so when the stream is not the one that the checkpoint saw: its dialogues then repeat or are skipped."""
+        now, then = self._stream_settings(), state_dict["stream"]
+        changed = sorted(key for key in now if now[key] != then.get(key))
+        if changed:
+            log.warning(
+                "The training stream differs from that of the checkpoint in %s: it goes on at the same number of "
+                "lines, but not with the same dialogues.",
+                ", ".join(f"{key} ({then.get(key)} -> {now[key]})" for key in changed),
+            )
+
+    def _stream_settings(self) -> dict[str, Any]:
+        items = self.train_corpus.items if self.train_corpus is not None else []
+        names = blake2b("\n".join(item.id for item in items).encode(), digest_size=8).hexdigest()
+        trainer = self.trainer
+        return {
+            "dialogues": names,
+            "modes": self.modes,
+            "budget": str(self.budget),
+            "look_ahead": self.look_ahead,
+            "lead_in": self.lead_in,
+            "seed": self.seed,
+            "num_workers": max(1, self.num_workers),
+            "world_size": self._shard()[1],
+            "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
+        }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Packed lines by ``types.to_device``; anything else as Lightning does."""

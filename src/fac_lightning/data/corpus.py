@@ -13,8 +13,9 @@ import numpy as np
 
 from fac_lightning.data.audio import Span, check_sources, read_span
 from fac_lightning.data.codes import CodeStore
-from fac_lightning.data.dialogue import check_turn, manifest_path, read_cuts, turn_span
+from fac_lightning.data.dialogue import check_turn, read_cuts, turn_span
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.manifest import manifest_path
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry

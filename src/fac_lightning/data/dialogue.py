@@ -19,8 +19,9 @@ import numpy as np
 
 from fac_lightning.data.audio import Span, read_span
 from fac_lightning.data.lhotse_setup import import_lhotse
+from fac_lightning.data.manifest import Manifest, drop_partial_line, manifest_path, read_records
 
-__all__ = ["Dialogue", "DialogueWriter", "Turn", "load_turn_audio", "manifest_path", "read_cuts", "read_dialogues"]
+__all__ = ["Dialogue", "DialogueWriter", "Turn", "load_turn_audio", "read_cuts", "read_dialogues"]
 
 Role = Literal["user", "assistant"]
 RESERVED = {"system", "target_audio", "target_audio_unaligned"}
@@ -48,19 +49,6 @@ class Dialogue:
     custom: dict[str, Any] = field(default_factory=dict)  # JSON values
 
 
-def manifest_path(path: str | Path) -> Path:
-    """The manifest of a dialogues folder, or the file itself.
-
-    Raises:
-        FileNotFoundError: Nothing is there.
-    """
-    path = Path(path)
-    file = path / "cuts.jsonl" if path.is_dir() or not path.suffix else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; name a dialogues folder (with cuts.jsonl) or a cuts file")
-    return file
-
-
 class DialogueWriter:
     """Write dialogues to a folder so that an interrupted run can go on.
 
@@ -82,8 +70,8 @@ class DialogueWriter:
         (self.folder / "audio").mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "cuts.jsonl"
         if self.path.exists():
-            _drop_partial_line(self.path)
-            self.done = {record["id"] for record in _records(self.path)}
+            drop_partial_line(self.path)
+            self.done = {record["id"] for record in read_records(self.path)}
         else:
             self.done = set()
         self._file = self.path.open("a", encoding="utf-8")
@@ -188,7 +176,7 @@ class DialogueWriter:
 def read_cuts(path: str | Path) -> Any:
     """Lazy lhotse ``CutSet`` of a dialogues folder or manifest; paths are resolved against the manifest's folder."""
     file = manifest_path(path)
-    return import_lhotse().CutSet(_Manifest(file))
+    return import_lhotse().CutSet(Manifest(file))
 
 
 def read_dialogues(path: str | Path, audio: bool = True, sample_rate: int | None = None) -> Iterator[Dialogue]:
@@ -255,49 +243,6 @@ def load_turn_audio(cut: Any, index: int, sample_rate: int | None = None) -> tup
     if span is None:
         return None, None
     return read_span(span, sample_rate), sample_rate or span.recording.sampling_rate
-
-
-class _Manifest:
-    """Cuts of a manifest file, read anew at every iteration."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __iter__(self) -> Iterator[Any]:
-        import_lhotse()
-        from lhotse.serialization import deserialize_item
-
-        for number, record in enumerate(_records(self.file), start=1):
-            try:
-                cut = deserialize_item(record)
-            except Exception as error:
-                raise ValueError(f"{self.file}, line {number}: not a lhotse cut ({error})") from error
-            if cut.has_recording:
-                cut.recording = cut.recording.with_path_prefix(self.file.parent)
-            target = (cut.custom or {}).get("target_audio")
-            if target is not None:
-                cut.custom["target_audio"] = target.with_path_prefix(self.file.parent)
-            yield cut
-
-
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """JSON objects of the lines of a file."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                record["id"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file}, line {number}: not a JSON object with an 'id' ({error})") from error
-            yield record
-
-
-def _drop_partial_line(file: Path) -> None:
-    """Cut off what follows the last newline: a crash left it there."""
-    data = file.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end != len(data):
-        os.truncate(file, end)
 
 
 def _checked(audio: np.ndarray | None, what: str) -> np.ndarray:
