@@ -1,7 +1,10 @@
 """Waveform -> continuous features."""
 
 from fac_lightning.encoders.base import SpeechEncoder
+from fac_lightning.encoders.cached import CachedEncoder
 from fac_lightning.encoders.log_mel import log_mel
+from fac_lightning.encoders.mel import MelEncoder
 from fac_lightning.encoders.whisper import WhisperEncoder
+from fac_lightning.encoders.whisper_layers import WhisperLayers
 
-__all__ = ["SpeechEncoder", "WhisperEncoder", "log_mel"]
+__all__ = ["CachedEncoder", "MelEncoder", "SpeechEncoder", "WhisperEncoder", "WhisperLayers", "log_mel"]

@@ -3,6 +3,7 @@
 from fac_lightning.testing.adapter import check_adapter, check_fusion
 from fac_lightning.testing.backbone import check_backbone
 from fac_lightning.testing.dialogues import make_dialogues
+from fac_lightning.testing.encoder import check_encoder
 from fac_lightning.testing.head import check_head
 from fac_lightning.testing.tiny import FrameEncoder, tiny_backbone, tiny_batch, tiny_speech_lm
 from fac_lightning.testing.tokenizer import check_tokenizer
@@ -11,6 +12,7 @@ __all__ = [
     "FrameEncoder",
     "check_adapter",
     "check_backbone",
+    "check_encoder",
     "check_fusion",
     "check_head",
     "check_tokenizer",
