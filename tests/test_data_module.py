@@ -180,6 +180,27 @@ def test_codes_are_made_once_per_tokenizer_and_equal_audio_once(world):
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(again) != tokenizer_fingerprint(other)
 
 
+def test_interrupted_codes_are_continued(world, monkeypatch):
+    monkeypatch.setattr("fac_lightning.data.codes.MAX_BATCH", 8)
+    cuts = list(read_cuts(world / "train"))
+    tokenizer, encode = LoudnessTokenizer(scale=0.3), LoudnessTokenizer.encode
+
+    def tired(self, audio, lengths=None):
+        if self.clips > 10:
+            raise KeyboardInterrupt
+        return encode(self, audio, lengths)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LoudnessTokenizer, "encode", tired)
+        CodeStore(world / "train", tokenizer).complete(cuts, progress=False)
+    done = tokenizer.clips
+    assert len(CodeStore(world / "train", tokenizer)) >= done > 0
+    whole = LoudnessTokenizer(scale=0.2)
+    CodeStore(world / "train", whole).complete(cuts, progress=False)
+    assert len(CodeStore(world / "train", tokenizer).complete(cuts, progress=False)) == 80
+    assert done < tokenizer.clips <= whole.clips
+
+
 def test_codes_are_those_of_the_turn_alone(world):
     tokenizer = LoudnessTokenizer(scale=0.9)
     codes = CodeStore(world / "train", tokenizer).complete(read_cuts(world / "train"), progress=False)
@@ -203,7 +224,7 @@ def test_text_alone_needs_neither_speech_tokenizer_nor_geometry(build, world):
     line = next(iter(module.train_dataloader()))
     assert line.audio.audio.numel() == line.codes.numel() == 0
     assert all(name.endswith("/T2T") for name in line.ids)
-    assert module.val_dataloader() == []
+    assert module.val_dataloader is None
 
 
 def test_what_is_missing_is_named(build, world):
@@ -312,6 +333,14 @@ def test_lightning_trains_on_it_and_a_resumed_run_goes_on_where_it_stopped(build
     fit(build(modes=modes), tmp_path, 2)
     resumed = fit(build(modes=modes), tmp_path, 6, tmp_path / "2.ckpt")
     assert resumed.seen == whole.seen[4:]
+
+
+def test_without_validation_data_lightning_runs_none(build):
+    recorder = Recorder()
+    with pytest.warns(UserWarning, match="Skipping val loop"):
+        trainer(max_steps=1).fit(recorder, build(val=None))
+    assert len(recorder.seen) == 1
+    assert recorder.validated == []
 
 
 def test_a_changed_stream_is_told_when_a_run_is_resumed(build, caplog):

@@ -98,6 +98,8 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         self.cache_audio = cache_audio
         self.train_corpus: Corpus | None = None
         self.val_corpus: Corpus | None = None
+        if val is None:  # for Lightning the hook is then not there, and no empty validation runs
+            self.val_dataloader = None  # type: ignore[assignment, method-assign]
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -138,9 +140,8 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         return _TrainLoader(self)
 
     def val_dataloader(self) -> Any:
-        """Loader of one pass over the validation lines; nothing without ``val``."""
-        if self.val_corpus is None:
-            return []
+        """Loader of one pass over the validation lines."""
+        assert self.val_corpus is not None
         shard, shards = self._shard()
         return FixedLines(self.val_corpus, self.budget, self.seed, self.look_ahead, self.val_lines, shard, shards)
 
