@@ -75,6 +75,6 @@ def test_no_weights_say_where(tmp_path):
 
 def test_a_task_without_model_is_refused(trainer):
     with pytest.raises(
-        ValueError, match="SaveWeights saves 'model' of the task, but SimpleNamespace has no such module"
+        ValueError, match="but SimpleNamespace has no such module"
     ):
         SaveWeights().on_fit_end(trainer, SimpleNamespace())
