@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Decoding", "Sampling", "draw", "keep_top_k", "keep_top_p", "penalize_repetition", "pick", "uniforms"]
+__all__ = ["Decoding", "Sampling", "draw", "penalize_repetition", "pick", "shortlist", "uniforms"]
 
 
 @dataclass(frozen=True)
@@ -75,35 +75,32 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Logits ``(B, V)`` with all but the ``top_k`` largest at -inf; ties with the smallest kept one stay."""
-    if top_k == 0 or top_k >= logits.shape[-1]:
-        return logits
-    smallest = logits.topk(top_k, dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < smallest, -torch.inf)
+def shortlist(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The tokens that may be drawn, the most likely first: logits ``(B, K)`` and ids ``(B, K)``.
 
-
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Logits ``(B, V)`` with all at -inf but the smallest set of probability ``top_p`` or more (arXiv 1904.09751)."""
-    if top_p == 1.0:
-        return logits
-    ordered, index = logits.sort(dim=-1, descending=True)
-    probs = ordered.softmax(-1)
-    before = probs.cumsum(-1) - probs  # probability of all that is more likely
-    drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
-    return logits.masked_fill(drop, -torch.inf)
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens ``(B,)`` of logits ``(B, V)`` by the inverse distribution function at ``uniform`` ``(B,)`` in [0, 1).
-
-    Tokens are laid out from the most to the least likely; a token at -inf is never drawn.
+    ``top_k`` keeps that many (0 all). Of these, ``top_p`` keeps the smallest set that reaches that probability
+    (arXiv 1904.09751); what is left out has logits of -inf. Both in one sort, the costliest part of sampling.
     """
-    ordered, index = logits.float().sort(dim=-1, descending=True, stable=True)
+    if 0 < top_k < logits.shape[-1]:
+        ordered, ids = logits.topk(top_k, dim=-1)
+    else:
+        ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    if top_p < 1.0:
+        probs = ordered.softmax(-1)
+        before = probs.cumsum(-1) - probs  # probability of all that is more likely
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+    return ordered, ids
+
+
+def draw(ordered: Tensor, ids: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens ``(B,)`` of a shortlist by its inverse distribution function at ``uniform`` ``(B,)`` in [0, 1).
+
+    A token at -inf is never drawn.
+    """
     total = ordered.softmax(-1).cumsum(-1)
     place = torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)
     last = (ordered > -torch.inf).sum(-1, keepdim=True) - 1  # rounding may point behind the last possible token
-    return index.gather(-1, torch.minimum(place, last)).squeeze(-1)
+    return ids.gather(-1, torch.minimum(place, last)).squeeze(-1)
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -120,5 +117,4 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor, seen: Tensor | Non
         logits = penalize_repetition(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
-    return draw(keep_top_p(logits, sampling.top_p), uniform)
+    return draw(*shortlist(logits / sampling.temperature, sampling.top_k, sampling.top_p), uniform)

@@ -96,7 +96,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the tokens since the last time; all ranks together, and only when Lightning writes to its loggers."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.trainer.global_step + 1) % max(1, every):
+        if every < 1 or (self.trainer.global_step + 1) % every:
             return
         values = self._summary("train", self.train_text, self.train_speech)
         values |= {f"train/{name}": value for name, value in self.line_metrics.compute().items()}
