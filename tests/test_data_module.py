@@ -190,15 +190,16 @@ def test_interrupted_codes_are_continued(world, monkeypatch):
             raise KeyboardInterrupt
         return encode(self, audio, lengths)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(LoudnessTokenizer, "encode", tired)
+    monkeypatch.setattr(LoudnessTokenizer, "encode", tired)
+    with pytest.raises(KeyboardInterrupt):
         CodeStore(world / "train", tokenizer).complete(cuts, progress=False)
+    monkeypatch.setattr(LoudnessTokenizer, "encode", encode)
     done = tokenizer.clips
     assert len(CodeStore(world / "train", tokenizer)) >= done > 0
     whole = LoudnessTokenizer(scale=0.2)
     CodeStore(world / "train", whole).complete(cuts, progress=False)
     assert len(CodeStore(world / "train", tokenizer).complete(cuts, progress=False)) == 80
-    assert done < tokenizer.clips <= whole.clips
+    assert done < tokenizer.clips < done + whole.clips
 
 
 def test_codes_are_those_of_the_turn_alone(world):
