@@ -68,4 +68,5 @@ class _ConvNeXtBlock(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Frames ``(B, T, dim)`` to frames ``(B, T, dim)``; what lies after a row's end must be zero."""
         mixed = self.norm(self.depthwise(hidden.transpose(1, 2)).transpose(1, 2))
-        return hidden + self.contract(F.gelu(self.expand(mixed)))
+        mixed = self.contract(F.gelu(self.expand(mixed)))
+        return torch.add(hidden, mixed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +23,25 @@ __all__ = ["WhisperRecognizer"]
 logger = logging.getLogger(__name__)
 
 _HOP = 320  # samples per encoder frame
+_SILENCE = 4.0  # seconds after the longest clip; with 2 s a quarter of short sentences was repeated
 _SEARCH = 3.0  # seconds before the end of a full window in which the quietest place is cut
 
 
 class WhisperRecognizer(Recognizer):
     """Transcripts by Whisper: a judge of spoken answers, a filter of made data.
 
-    Clips are sorted by length into batches; a batch is encoded in one window of its longest clip and some silence.
-    A clip longer than Whisper's 30 s is cut at its quietest places. Weights are looked for as ``WhisperEncoder``
-    does: local folder, hub cache, pip packages of the extra ``demo``, hub.
+    Clips are sorted by length into batches; a batch is encoded in one window of its longest clip and some silence,
+    which costs a fraction of 30 s for short clips. A transcript that does not end by itself is made again on the full
+    window. A clip longer than 30 s is cut at its quietest places. Weights are looked for as ``WhisperEncoder`` does:
+    local folder, hub cache, pip packages of the extra ``demo``, hub.
 
     Args:
         name: Hub id or folder of a whole Whisper model. To judge speech made from Whisper features, take another
             model than the one the features come from.
         language: Language spoken, as in Whisper's marks (``en``, ``zh``); not used by English-only models.
         batch_size: Clips per batch.
-        silence: Seconds of silence after the longest clip of a batch; ``None`` encodes full windows of 30 s.
+        window: Shortest window, seconds; 30 gives every clip Whisper's full window. A clip is followed by at least
+            4 s of silence, without which Whisper often misses the end and says the sentence again and again.
         tokens_per_second: Bound on the tokens of a clip (plus 16), against repetition without end; speech has 3 to 6.
         device: Where the model runs, for example ``cpu`` or ``cuda``.
 
@@ -49,7 +53,7 @@ class WhisperRecognizer(Recognizer):
         name: str = "openai/whisper-base",
         language: str = "en",
         batch_size: int = 16,
-        silence: float | None = 2.0,
+        window: float = 12.0,
         tokens_per_second: float = 10.0,
         device: str = "cpu",
     ) -> None:
@@ -60,7 +64,7 @@ class WhisperRecognizer(Recognizer):
         whisper = _load(name, language)
         self.model = whisper.model.to(device).eval()
         self.tokenizer, self.prompt = whisper.tokenizer, whisper.prompt
-        self.batch_size, self.silence, self.tokens_per_second = batch_size, silence, tokens_per_second
+        self.batch_size, self.window, self.tokens_per_second = batch_size, window, tokens_per_second
         self.device = torch.device(device)
         config = self.model.config
         self.max_frames = int(config.max_source_positions)
@@ -86,38 +90,53 @@ class WhisperRecognizer(Recognizer):
             joined[clip].append(text)
         return [" ".join(filter(None, parts)) for parts in joined]
 
-    @torch.inference_mode()
     def _transcribe(self, waves: list[np.ndarray]) -> list[str]:
         """Texts of non-empty clips of at most one window."""
-        limits = [int(self.tokens_per_second * len(wave) / self.sample_rate) + 16 for wave in waves]
-        tokens = self._greedy(self._encode(waves), torch.tensor(limits, device=self.device))
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens.tolist()]
+        longest = max(len(wave) for wave in waves) / self.sample_rate
+        frames = math.ceil(max(longest + _SILENCE, self.window) * self.sample_rate / _HOP)
+        texts, ended = self._decode(waves, min(frames, self.max_frames))
+        again = [row for row, found in enumerate(ended) if not found]
+        if again and frames < self.max_frames:
+            retried, _ = self._decode([waves[row] for row in again], self.max_frames)
+            for row, text in zip(again, retried, strict=True):
+                texts[row] = text
+        return texts
 
-    def _encode(self, waves: list[np.ndarray]) -> Tensor:
-        """Encoder output ``(B, T, D)``, T frames for the longest clip and the silence after it."""
-        window = self.max_frames * _HOP
-        if self.silence is not None:
-            longest = max(len(wave) for wave in waves) + int(self.silence * self.sample_rate)
-            window = min(window, -(-longest // _HOP) * _HOP)
+    @torch.inference_mode()
+    def _decode(self, waves: list[np.ndarray], frames: int) -> tuple[list[str], list[bool]]:
+        """Texts of clips in a window of ``frames``, and whether each came to its end before its limit."""
+        limits = [int(self.tokens_per_second * len(wave) / self.sample_rate) + 16 for wave in waves]
+        tokens, ended = self._greedy(self._encode(waves, frames), torch.tensor(limits, device=self.device))
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens.tolist()]
+        return texts, ended.tolist()
+
+    def _encode(self, waves: list[np.ndarray], frames: int) -> Tensor:
+        """Encoder output ``(B, frames, D)``: the clips, then silence."""
         mel = self.extractor(
-            waves, sampling_rate=self.sample_rate, padding="max_length", max_length=window, return_tensors="np"
+            waves, sampling_rate=self.sample_rate, padding="max_length", max_length=frames * _HOP, return_tensors="np"
         ).input_features
         # Transformers' encoder takes full windows only, so its parts are run here.
         encoder = self.model.model.encoder
         features = torch.from_numpy(mel).to(self.device, encoder.conv1.weight.dtype)
         hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).transpose(1, 2)
-        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        hidden = hidden + encoder.embed_positions.weight[:frames]
         for layer in encoder.layers:
             hidden = layer(hidden, None)
         output: Tensor = encoder.layer_norm(hidden)
         return output
 
-    def _greedy(self, encoded: Tensor, limits: Tensor) -> Tensor:
-        """Most likely tokens ``(B, n)`` after the prompt, at most ``limits`` ``(B,)`` a row, then end tokens."""
+    def _greedy(self, encoded: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Most likely tokens ``(B, n)`` after the prompt, filled with end tokens, and which rows ended ``(B,)``.
+
+        Args:
+            encoded: ``(B, T, D)`` encoder output.
+            limits: ``(B,)`` most tokens of each row.
+        """
         end = int(self.model.config.eos_token_id)
         limits = limits.clamp(max=self.model.config.max_target_positions - len(self.prompt))
         step = torch.tensor([self.prompt], device=self.device).expand(len(encoded), -1)
         done = torch.zeros(len(encoded), dtype=torch.bool, device=self.device)
+        ended = done.clone()
         tokens: list[Tensor] = []
         cache = None
         while not done.all():
@@ -129,9 +148,10 @@ class WhisperRecognizer(Recognizer):
             logits = logits + (self._suppress if tokens else self._suppress_first)
             token = logits.argmax(-1).masked_fill(done, end)
             tokens.append(token)
-            done = done | (token == end) | (limits <= len(tokens))
+            ended = ended | (~done & (token == end))
+            done = ended | (limits <= len(tokens))
             step = token[:, None]
-        return torch.stack(tokens, dim=1)
+        return torch.stack(tokens, dim=1), ended
 
 
 @dataclass(frozen=True)
