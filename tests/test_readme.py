@@ -62,7 +62,7 @@ def test_shell_blocks_are_real(page):
         words[0] = words[0].removeprefix(".venv/bin/")
         match words:
             case ["make", *rest]:
-                done = subprocess.run(["make", "-n", *rest], cwd=REPO, capture_output=True, text=True)
+                done = subprocess.run(["make", "-n", *rest, "PYTHON=python3"], cwd=REPO, capture_output=True, text=True)
                 if run := re.search(r"fac run (.+)", done.stdout):
                     done = fac("check", *shlex.split(run[1]))
             case ["fac", verb, *rest] if verb in READING:
