@@ -5,31 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fac_lightning.cli.arguments import parser
-from fac_lightning.config import BadPath, Definition, Unreadable, UserError, find, public_names
+from fac_lightning.config import BadPath, Definition, Unreadable, UserError, find, lineage, public_names
 from fac_lightning.config.errors import did_you_mean
 
 __all__ = ["ROOMS", "main", "parts"]
 
-#: slot or section of a recipe -> room
-ROOMS = (
-    "tokenizers", "encoders", "adapters", "backbones", "heads", "models", "tasks", "data", "losses", "callbacks",
-    "synthesizers", "recognizers", "evaluation",
-)  # fmt: skip
+#: room -> base classes of its parts; "run" stands for anything with a method run(), which is a job
+ROOMS: dict[str, tuple[str, ...]] = {
+    "tokenizers": ("SpeechTokenizer",),
+    "encoders": ("SpeechEncoder",),
+    "adapters": ("CodeAdapter", "FeatureAdapter", "Fusion"),
+    "backbones": ("Backbone",),
+    "heads": ("SpeechHead",),
+    "models": ("Module",),
+    "tasks": ("LightningModule",),
+    "data": ("LightningDataModule", "run"),
+    "callbacks": ("Callback", "ProgressBar"),
+    "synthesizers": ("Synthesizer",),
+    "recognizers": ("Recognizer",),
+    "evaluation": ("run",),
+    "losses": (),  # functions
+}
 
 
 def main(words: Sequence[str]) -> int:
     """Print parts."""
     made = parser("list", "Every part of every slot, with its arguments and what they are without you.")
+    made.add_argument("--all", action="store_true", help="also what is public but fits no slot: functions, helpers")
     made.add_argument("slot", nargs="?", help=f"one of {', '.join(ROOMS)}; all without it")
     args = made.parse_args(words)
-    rooms: Sequence[str] = ROOMS
+    rooms: Sequence[str] = list(ROOMS)
     if args.slot:
         rooms = [room for room in ROOMS if args.slot in (room, room.rstrip("s"))]
         if not rooms:
             raise UserError(f"there is no slot '{args.slot}'.{did_you_mean(args.slot, ROOMS)} {', '.join(ROOMS)}")
     for room in rooms:
-        print(f"{room}")
-        for path, definition in parts(room):
+        print(room)
+        for path, definition in parts(room, args.all):
             mark = "  (base class: derive from it)" if definition.abstract else ""
             print(f"  {path}{mark}")
             if definition.doc:
@@ -40,11 +52,20 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def parts(room: str) -> Iterator[tuple[str, Definition]]:
-    """Public classes and functions of a room, and where each is written."""
+def parts(room: str, everything: bool = False) -> Iterator[tuple[str, Definition]]:
+    """Parts of a room by the path that a recipe names, base classes first.
+
+    Args:
+        room: One of ``ROOMS``.
+        everything: All public classes and functions.
+    """
+    found = []
     for name in public_names(f"fac_lightning.{room}"):
         path = f"fac_lightning.{room}.{name}"
         try:
-            yield path, find(path)
+            definition = find(path)
         except (BadPath, Unreadable):  # a constant
             continue
+        if everything or not ROOMS[room] or set(ROOMS[room]) & lineage(definition.path):
+            found.append((path, definition))
+    yield from sorted(found, key=lambda item: not item[1].abstract)

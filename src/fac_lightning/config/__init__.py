@@ -5,7 +5,7 @@ from fac_lightning.config.check import GIVEN, check, ensure, untrusted
 from fac_lightning.config.compose import Recipe, find_recipe, load, loads, shipped_recipes
 from fac_lightning.config.errors import Problem, RecipeError, UserError, report
 from fac_lightning.config.save import header, recipe_text
-from fac_lightning.config.signatures import Argument, Definition, define, find, locate
+from fac_lightning.config.signatures import Argument, Definition, define, find, lineage, locate
 from fac_lightning.config.source import BadPath, Unreadable, public_names
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "find_recipe",
     "header",
     "instantiate",
+    "lineage",
     "load",
     "loads",
     "locate",

@@ -32,7 +32,7 @@ from fac_lightning.config.source import (
     resolve,
 )
 
-__all__ = ["Argument", "Definition", "define", "find", "locate"]
+__all__ = ["Argument", "Definition", "define", "find", "lineage", "locate"]
 
 #: Their ``__init__`` is written ``(*args, **kwargs)`` but takes nothing, or there is none: nothing to read further.
 _TAKES_NOTHING = {
@@ -175,6 +175,27 @@ def locate(path: str) -> Callable[..., Any]:
     if not callable(here):
         raise BadPath(f"{path} is a {type(here).__name__}; name a class or function.")
     return here  # type: ignore[no-any-return]
+
+
+def lineage(path: str) -> set[str]:
+    """Bare names of a class, of all classes above it, and of its public methods, as far as source tells.
+
+    Args:
+        path: Where the class is written (``Definition.path``).
+    """
+    module_name, _, name = path.rpartition(".")
+    found = lookup(read_module(module_name), name)
+    return set() if isinstance(found, Module) or not isinstance(found[1], ast.ClassDef) else set(_lineage(*found))
+
+
+def _lineage(module: Module, node: Def) -> Iterator[str]:
+    if isinstance(node, ast.ClassDef):
+        yield from (node.name, *_members(node), *(dotted(module, base).split(".")[-1] for base in node.bases))
+        try:
+            for above in _bases(module, node):
+                yield from _lineage(*above)
+        except (BadPath, Unreadable):
+            return
 
 
 def _define(module: Module, node: Def) -> Definition:
