@@ -214,6 +214,14 @@ def test_weights_travel_through_a_file(tmp_path):
         FSQTokenizer(weights="no_such_voice")
 
 
+def test_half_precision_around_it_changes_no_code():
+    tokenizer, audio = small_fsq(), torch.randn(1, 12800) * 0.1
+    expected = tokenizer.encode(audio).codes
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encode(audio).codes, expected)
+        assert tokenizer.decode(expected).audio.dtype == torch.float32
+
+
 def test_features_of_another_rate_are_refused():
     class Slow(Envelope):
         hop_length = 500
@@ -232,7 +240,6 @@ def test_feature_extractor_is_frozen_and_left_out_of_weights():
     assert not tokenizer.features.scale.requires_grad
     assert "features.scale" in tokenizer.state_dict()
     assert not any(name.startswith("features.") for name in tokenizer.codec_state())
-
 
 
 def test_shipped_weights_decode_without_an_extractor():

@@ -1,17 +1,20 @@
 """Room data: dialogues on disk, layout, packing, data modules. lhotse is imported only when it is used."""
 
 from fac_lightning.data.chat import SpeechChatDataModule
+from fac_lightning.data.codec_data import CodecDataModule
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.corpus import Corpus
 from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn, load_turn_audio, read_cuts, read_dialogues
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
+from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.text import TextTokenizerTraining
 
 __all__ = [
     "Budget",
     "Clip",
     "CodeStore",
+    "CodecDataModule",
     "Corpus",
     "Dialogue",
     "DialogueWriter",
@@ -24,6 +27,7 @@ __all__ = [
     "fit_mode",
     "lay_out",
     "load_turn_audio",
+    "make_sentences",
     "pack_lines",
     "read_cuts",
     "read_dialogues",

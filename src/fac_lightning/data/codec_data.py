@@ -220,7 +220,7 @@ class CodecDataModule(lightning.LightningDataModule):
         """Crops of held-out sentences."""
         return self._loader(self._validation, shuffle=False)
 
-    def _loader(self, dataset: CodecDataset | None, shuffle: bool) -> DataLoader[CodecBatch]:
+    def _loader(self, dataset: CodecDataset | None, shuffle: bool) -> Any:
         assert dataset is not None
         return DataLoader(
             dataset, self.batch_size, shuffle=shuffle, collate_fn=dataset.collate, drop_last=shuffle and
@@ -238,11 +238,12 @@ class CodecDataModule(lightning.LightningDataModule):
     @torch.no_grad()
     def _extract(self, shard: int) -> None:
         assert self.extractor is not None
+        was_training, rows = self.extractor.training, []
         self.extractor.eval()
-        rows = []
         for audio in self.corpus.audio(shard):  # row by row: nothing is spent on padding
             wave = torch.from_numpy(audio.astype(np.float32) / 32768)[None]
             rows.append(self.extractor(wave).features[0].half().numpy())
+        self.extractor.train(was_training)
         _save(self._feature_path(shard), lambda file: np.save(file, np.concatenate(rows)))
 
 
@@ -261,8 +262,9 @@ def _settings(part: Any) -> dict[str, Any]:
 
 
 def _module_digest(module: nn.Module) -> str:
-    """Tell one extractor from another: class, plain settings and weights."""
-    digest = hashlib.sha256(f"{type(module).__qualname__} {_settings(module)}".encode())
+    """Tell one extractor from another: class, sizes and weights."""
+    sizes = (module.sample_rate, module.hop_length, module.dim)
+    digest = hashlib.sha256(f"{type(module).__qualname__} {sizes}".encode())
     for name, value in module.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().numpy().tobytes())

@@ -26,6 +26,8 @@ class WhisperLayers(WhisperEncoder):
         layers: Earlier layers to add before the last one; 0 is what the convolutions give.
     """
 
+    chosen: Tensor
+
     def __init__(
         self,
         name: str = "openai/whisper-tiny.en",
@@ -37,9 +39,10 @@ class WhisperLayers(WhisperEncoder):
         last = len(self.model.layers)
         if any(not 0 <= layer < last for layer in layers):
             raise ValueError(f"layers must lie between 0 and {last - 1} (the last, {last}, is always read): {layers}")
-        self.layers = tuple(layers)
-        self.dim *= 1 + len(self.layers)
+        # in the state, because features, and codes made from them, are known by it
+        self.register_buffer("chosen", torch.tensor(list(layers), dtype=torch.long))
+        self.dim *= 1 + len(layers)
 
     def read(self, states: list[Tensor]) -> Tensor:
         """Features ``(B, T, dim)``: the chosen hidden states, then the last one, normalised."""
-        return torch.cat([*(states[layer] for layer in self.layers), super().read(states)], dim=-1)
+        return torch.cat([*(states[layer] for layer in self.chosen.tolist()), super().read(states)], dim=-1)

@@ -64,7 +64,7 @@ class CodecTraining(lightning.LightningModule):
     Args:
         model: The codec; its feature extractor stays frozen.
         listener: Frozen network with ``forward_mel``, for instance the Whisper encoder; ``None`` leaves its term out.
-        learning_rate: Peak of a one-cycle schedule that ends at zero with the last step of the trainer.
+        lr: Peak of a one-cycle schedule that ends at zero with the last step of the trainer.
         weight_decay: Of AdamW, on matrices only.
         warmup: Part of the steps in which the rate rises.
         delta_weight: Weight of the first differences.
@@ -78,7 +78,7 @@ class CodecTraining(lightning.LightningModule):
         self,
         model: nn.Module,
         listener: nn.Module | None = None,
-        learning_rate: float = 1e-3,
+        lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         delta_weight: float = 0.5,
@@ -91,19 +91,24 @@ class CodecTraining(lightning.LightningModule):
         self.model, self.listener = model, listener
         if listener is not None:
             listener.requires_grad_(False)
-        self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
+        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.delta_weight, self.semantic_weight = delta_weight, semantic_weight
         self.listener_weight, self.listener_rows, self.decoder_only = listener_weight, listener_rows, decoder_only
         semantic = semantic_weight > 0 and not decoder_only
-        self.foretell = nn.Linear(model.decoder_in.out_features, model.stacked_dim) if semantic else None
+        codec: Any = model
+        self.foretell = nn.Linear(codec.decoder_in.out_features, codec.stacked_dim) if semantic else None
         if decoder_only:
-            for part in (model.feature_norm, model.encoder_in, model.encoder, model.encoder_out, model.latent_norm):
+            for part in (codec.feature_norm, codec.encoder_in, codec.encoder, codec.encoder_out, codec.latent_norm):
                 part.requires_grad_(False)
 
     @property
     def codec(self) -> MelCodec:
         """The model, typed."""
         return cast(MelCodec, self.model)
+
+    def on_fit_start(self) -> None:
+        """Begin in training mode, also with a codec that has just been used."""
+        self.train()
 
     def on_train_epoch_start(self) -> None:
         """Keep frozen parts in evaluation mode."""
@@ -180,9 +185,9 @@ class CodecTraining(lightning.LightningModule):
             {"params": [p for _, p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [p for _, p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=max(steps, 2), pct_start=self.warmup, cycle_momentum=False
+            optimizer, self.lr, total_steps=max(steps, 2), pct_start=self.warmup, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

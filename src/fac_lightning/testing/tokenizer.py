@@ -27,7 +27,8 @@ def check_tokenizer(tokenizer: SpeechTokenizer, num_frames: int = 7, atol: float
     hop, codebook_size = part.hop_length, part.codebook_size
     for name in ("sample_rate", "hop_length", "num_codebooks", "codebook_size"):
         value = getattr(part, name)
-        assert isinstance(value, int) and value > 0, f"{name} must be a positive int, got {value!r}"
+        valid = isinstance(value, int) and value > 0
+        assert valid, f"{name} must be a positive int, got {value!r}"
     assert part.frame_rate * hop == part.sample_rate, "frame_rate must be sample_rate / hop_length"
 
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +68,9 @@ def _check_decoding(part: SpeechTokenizer, frames: Tensor, generator: torch.Gene
     assert decoded.sample_rate == part.sample_rate, "decode must give sample_rate"
     assert decoded.lengths.tolist() == (frames * hop).tolist(), "T frames must decode to T * hop_length samples"
     shape = (len(frames), num_frames * hop)
-    assert decoded.audio.shape == shape, f"audio must be (B, T * hop_length) = {shape}, got {tuple(decoded.audio.shape)}"
+    assert decoded.audio.shape == shape, (
+        f"audio must be (B, T * hop_length) = {shape}, got {tuple(decoded.audio.shape)}"
+    )
     assert decoded.audio.is_floating_point(), f"audio must be floating point, got {decoded.audio.dtype}"
     assert decoded.audio.isfinite().all(), "decoded audio must be finite"
     assert not decoded.audio.requires_grad, "decode must run without gradients"

@@ -27,7 +27,8 @@ class ConvBlock(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Map ``(B, T, dim)`` to ``(B, T, dim)``; ``mask`` ``(B, T, 1)`` is 1 where a frame is kept."""
         mixed = self.conv((frames * mask).transpose(1, 2)).transpose(1, 2)
-        return frames + self.gain * self.reduce(nn.functional.gelu(self.expand(self.norm(mixed))))
+        change: Tensor = self.reduce(nn.functional.gelu(self.expand(self.norm(mixed))))
+        return frames + self.gain * change
 
 
 class ConvStack(nn.Module):
@@ -48,7 +49,8 @@ class ConvStack(nn.Module):
         """Map ``(B, T, dim)`` to ``(B, T, dim)``; ``mask`` ``(B, T, 1)`` is 1 where a frame is kept."""
         for block in self.blocks:
             frames = block(frames, mask)
-        return self.norm(frames)
+        normed: Tensor = self.norm(frames)
+        return normed
 
 
 class FrameNorm(nn.Module):

@@ -42,17 +42,18 @@ class EncodecTokenizer(SpeechTokenizer):
             raise ValueError("config describes a model without weights: set pretrained to false, or leave config out")
         from transformers import EncodecConfig, EncodecModel
 
-        if pretrained:
-            self.model = EncodecModel.from_pretrained(name)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.model = EncodecModel(EncodecConfig(**(config or {})))
-                for layer in self.model.quantizer.layers:  # transformers leaves codebooks at zero: all codes alike
-                    layer.codebook.embed.normal_()
+        self.model: Any
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = (
+                EncodecModel.from_pretrained(name) if pretrained else EncodecModel(EncodecConfig(**(config or {})))
+            )
+            settings = self.model.config
+            mono = settings.audio_channels == 1 and not settings.normalize and settings.chunk_length_s is None
+            if mono and not pretrained:
+                _fill_codebooks(self.model)
         self.model.requires_grad_(False)
-        settings = self.model.config
-        if settings.audio_channels != 1 or settings.normalize or settings.chunk_length_s is not None:
+        if not mono:
             raise ValueError(
                 f"{name!r} is stereo, scales its input or cuts it into chunks, which codes alone do not undo; "
                 "take a mono model such as facebook/encodec_24khz"
@@ -65,7 +66,7 @@ class EncodecTokenizer(SpeechTokenizer):
     @property
     def bandwidth(self) -> float:
         """Bit rate of the codes, kbit/s, counted as transformers does (frames a second rounded up)."""
-        return self.num_codebooks * math.log2(self.codebook_size) * self.model.config.frame_rate / 1000
+        return self.num_codebooks * math.log2(self.codebook_size) * int(self.model.config.frame_rate) / 1000
 
     @torch.no_grad()
     def encode(self, audio: Tensor, lengths: Tensor | None = None) -> SpeechCodes:
@@ -108,3 +109,14 @@ class EncodecTokenizer(SpeechTokenizer):
             embeds = self.model.quantizer.decode(codes[rows, :count].permute(2, 0, 1))
             audio[rows, : count * self.hop_length] = self.model.decoder(embeds)[:, 0, : count * self.hop_length]
         return Waveforms(audio, lengths * self.hop_length, self.sample_rate)
+
+
+@torch.no_grad()
+def _fill_codebooks(model: Any) -> None:
+    """Draw codebooks around the random encoder's answer to noise; transformers leaves them at zero, all codes alike."""
+    loudness = torch.linspace(0.01, 1, 64).repeat_interleave(model.config.hop_length)
+    residual = model.eval().encoder((torch.randn(len(loudness)) * loudness)[None, None])  # (1, D, T)
+    for layer in model.quantizer.layers:
+        spread, mean = torch.std_mean(residual[0], dim=1)
+        layer.codebook.embed.normal_().mul_(spread).add_(mean)
+        residual = residual - layer.decode(layer.encode(residual))

@@ -48,8 +48,8 @@ class FSQTokenizer(SpeechTokenizer):
     Args:
         features: Frozen encoder whose frames are quantised, at 16 kHz and a hop that divides 640 samples; ``None``
             reads the log-mel, or, with shipped weights made for an extractor, leaves decoding only.
-        weights: Name of shipped weights ("fsq_heart"), a path to a safetensors file, or ``None`` for a fresh codec
-            to be trained.
+        weights: Name of shipped weights ("fsq_heart"), a safetensors file, the run folder of a training, or ``None``
+            for a fresh codec to be trained.
         encoder_dim: Width of the encoder.
         encoder_blocks: Convolution blocks of the encoder.
         dim: Width of the decoder at 25 Hz.
@@ -84,12 +84,15 @@ class FSQTokenizer(SpeechTokenizer):
             _check_features(cast(FeatureExtractor, features), self.sample_rate, self.hop_length)
         self.griffin_lim_steps = griffin_lim_steps
         self.mels_per_frame = self.hop_length // self.log_mel.hop_length
-        own_dim = self.mels_per_frame * self.log_mel.num_mels if features is None else self._stack * features.dim
-        self.stacked_dim = own_dim if state is None else state["encoder_in.weight"].shape[1]
+        reads = self.log_mel if features is None else cast(FeatureExtractor, features)
+        self.features_per_frame = self.hop_length // reads.hop_length
+        own_dim = self.features_per_frame * (reads.num_mels if isinstance(reads, LogMel) else reads.dim)
+        self.stacked_dim = own_dim if state is None else _input_dim(state, str(weights))
         if features is not None and self.stacked_dim != own_dim:
             raise ValueError(
                 f"weights {weights!r} read {self.stacked_dim} numbers per code frame, features give {own_dim} "
-                f"({self._stack} frames of {features.dim}); pass the extractor that the weights were trained with"
+                f"({self.features_per_frame} frames of {features.dim}); pass the extractor "
+                "that the weights were trained with"
             )
         self.can_encode = self.stacked_dim == own_dim
         self.feature_norm = FrameNorm(self.stacked_dim)
@@ -107,11 +110,6 @@ class FSQTokenizer(SpeechTokenizer):
         if state is not None:
             self._load(state, str(weights))
 
-    @property
-    def _stack(self) -> int:
-        """Feature frames per code frame."""
-        return self.hop_length // (self.features or self.log_mel).hop_length  # type: ignore[operator]
-
     # encoding
 
     @torch.no_grad()
@@ -123,16 +121,16 @@ class FSQTokenizer(SpeechTokenizer):
         """
         if not self.can_encode:
             raise ValueError(
-                "this FSQTokenizer has no feature extractor and can only decode; to encode, pass the one that the weights "
-                "were trained with (for fsq_heart: features=fac_lightning.encoders.WhisperLayers())"
+                "this FSQTokenizer has no feature extractor and can only decode; to encode, pass the one that its "
+                "weights were trained with (for fsq_heart: features=fac_lightning.encoders.WhisperLayers())"
             )
         if lengths is None:
             lengths = torch.full((audio.shape[0],), audio.shape[1], device=audio.device)
         frames = -(-lengths // self.hop_length)
         if audio.numel() == 0:
             return SpeechCodes(torch.zeros(audio.shape[0], 0, 1, dtype=torch.long, device=audio.device), frames)
-        features = self.extract(audio, lengths)
-        points = self.quantize(features, frames)
+        with torch.autocast(audio.device.type, enabled=False):  # half precision would move numbers across a level
+            points = self.quantize(self.extract(audio.float(), lengths), frames)
         codes = self.quantizer.to_codes(points) * self.mask(frames, points.shape[1])[..., 0].long()
         return SpeechCodes(codes.unsqueeze(-1), frames)
 
@@ -140,9 +138,10 @@ class FSQTokenizer(SpeechTokenizer):
     def extract(self, audio: Tensor, lengths: Tensor) -> Tensor:
         """What the encoder reads of ``(B, S)``: features or log-mel ``(B, U, D)``, zero after each length."""
         if self.features is not None:
-            return cast(FeatureExtractor, self.features)(audio, lengths).features
+            found: SpeechFeatures = self.features(audio, lengths)
+            return found.features
         inside = torch.arange(audio.shape[1], device=audio.device) < lengths[:, None]
-        mel = self.log_mel(audio * inside)
+        mel: Tensor = self.log_mel(audio * inside)
         return mel * self.mask(-(-lengths // self.log_mel.hop_length), mel.shape[1])
 
     def quantize(self, features: Tensor, frames: Tensor) -> Tensor:
@@ -150,12 +149,14 @@ class FSQTokenizer(SpeechTokenizer):
         stacked = self.stack(features)
         mask = self.mask(frames, stacked.shape[1])
         hidden = self.encoder(self.encoder_in(self.feature_norm(stacked, mask)), mask)
-        return self.quantizer(self.latent_norm(self.encoder_out(hidden), mask))
+        points: Tensor = self.quantizer(self.latent_norm(self.encoder_out(hidden), mask))
+        return points
 
     def stack(self, features: Tensor) -> Tensor:
         """Lay the features of each code frame side by side: ``(B, U, D)`` to ``(B, T, stack * D)``."""
-        padded = F.pad(features, (0, 0, 0, -features.shape[1] % self._stack))
-        return padded.unflatten(1, (-1, self._stack)).flatten(2)
+        padded = F.pad(features, (0, 0, 0, -features.shape[1] % self.features_per_frame))
+        stacked: Tensor = padded.unflatten(1, (-1, self.features_per_frame)).flatten(2)
+        return stacked
 
     # decoding
 
@@ -170,9 +171,10 @@ class FSQTokenizer(SpeechTokenizer):
             lengths = torch.full((codes.shape[0],), codes.shape[1], device=codes.device)
         if codes.numel() == 0:
             return Waveforms(torch.zeros(codes.shape[0], 0, device=codes.device), lengths * 0, self.sample_rate)
-        mel = self.decode_mel(self.quantizer.from_codes(codes[..., 0]), lengths)
         samples = lengths * self.hop_length
-        return Waveforms(self.vocode(mel, samples), samples, self.sample_rate)
+        with torch.autocast(codes.device.type, enabled=False):
+            mel = self.decode_mel(self.quantizer.from_codes(codes[..., 0]), lengths)
+            return Waveforms(self.vocode(mel, samples), samples, self.sample_rate)
 
     def decode_mel(self, points: Tensor, frames: Tensor) -> Tensor:
         """Log-mel ``(B, 4 T, 80)`` of grid points ``(B, T, 8)``, differentiable; ``frames`` ``(B,)``."""
@@ -227,18 +229,20 @@ def _check_features(features: FeatureExtractor, sample_rate: int, hop_length: in
         )
 
 
+def _input_dim(state: dict[str, Tensor], weights: str) -> int:
+    if "encoder_in.weight" not in state:
+        raise ValueError(f"weights {weights!r} are not those of an FSQTokenizer: they hold no encoder_in.weight")
+    return state["encoder_in.weight"].shape[1]
+
+
 def _read_weights(weights: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     shipped = SHIPPED / f"{weights}.safetensors"
     path = shipped if shipped.is_file() else Path(weights)
+    path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors"))) or "none"
         raise ValueError(f"weights {weights!r}: no such file, and not one of the shipped names ({names})")
     state = load_file(path)
-    prefix = "tokenizer." if "tokenizer.encoder_in.weight" in state else ""
-    return {
-        name.removeprefix(prefix): value.float()
-        for name, value in state.items()
-        if not name.removeprefix(prefix).startswith("features.")
-    }
+    return {name: value.float() for name, value in state.items() if not name.startswith("features.")}
