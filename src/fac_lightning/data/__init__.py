@@ -8,7 +8,10 @@ from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn, load_tur
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
 from fac_lightning.data.sentences import make_sentences
+from fac_lightning.data.sources import DialogueSource, JsonlDialogues
+from fac_lightning.data.synthesis import DialogueSynthesis, SynthesisSplit
 from fac_lightning.data.text import TextTokenizerTraining
+from fac_lightning.data.world import Fact, Question, World
 
 __all__ = [
     "Budget",
@@ -17,12 +20,19 @@ __all__ = [
     "CodecDataModule",
     "Corpus",
     "Dialogue",
+    "DialogueSource",
+    "DialogueSynthesis",
     "DialogueWriter",
+    "Fact",
+    "JsonlDialogues",
+    "Question",
     "Row",
     "SpeechChatDataModule",
     "SpokenTurn",
+    "SynthesisSplit",
     "TextTokenizerTraining",
     "Turn",
+    "World",
     "collate_line",
     "fit_mode",
     "lay_out",
