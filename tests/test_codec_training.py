@@ -185,8 +185,7 @@ def test_loss_falls(tmp_path, features):
         max_steps=30, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    loaders = torch.utils.data.DataLoader([batch] * 30, batch_size=None), data.val_dataloader()
-    trainer.fit(task, *loaders)
+    trainer.fit(task, datamodule=data)
     with torch.no_grad():
         after = task.losses(batch)
     assert after["loss"] < 0.7 * before["loss"]

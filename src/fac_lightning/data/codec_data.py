@@ -20,7 +20,7 @@ from fac_lightning.data.audio import resample
 from fac_lightning.data.sentences import dictionary_words, make_sentences
 from fac_lightning.synthesizers.base import Synthesizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
-from fac_lightning.types import CodecBatch
+from fac_lightning.types import CodecBatch, to_device
 
 __all__ = ["CodecDataModule", "CodecDataset", "SpeechCorpus"]
 
@@ -219,6 +219,12 @@ class CodecDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> Any:
         """Crops of held-out sentences."""
         return self._loader(self._validation, shuffle=False)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; Lightning itself does not take frozen dataclasses apart."""
+        if isinstance(batch, CodecBatch):
+            return to_device(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _loader(self, dataset: CodecDataset | None, shuffle: bool) -> Any:
         assert dataset is not None

@@ -8,7 +8,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from fac_lightning.types import CodecBatch, to_device
+from fac_lightning.types import CodecBatch
 
 __all__ = ["CodecTraining", "masked_l1"]
 
@@ -118,10 +118,6 @@ class CodecTraining(lightning.LightningModule):
         for part in frozen:
             if part is not None:
                 cast(nn.Module, part).eval()
-
-    def transfer_batch_to_device(self, batch: CodecBatch, device: torch.device, dataloader_idx: int) -> CodecBatch:
-        """Move a frozen dataclass."""
-        return to_device(batch, device)
 
     def training_step(self, batch: CodecBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of crops."""
