@@ -74,7 +74,5 @@ def test_no_weights_say_where(tmp_path):
 
 
 def test_a_task_without_model_is_refused(trainer):
-    with pytest.raises(
-        ValueError, match="but SimpleNamespace has no such module"
-    ):
+    with pytest.raises(ValueError, match="but SimpleNamespace has no such module"):
         SaveWeights().on_fit_end(trainer, SimpleNamespace())
