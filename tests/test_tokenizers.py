@@ -214,6 +214,14 @@ def test_weights_travel_through_a_file(tmp_path):
         FSQTokenizer(weights="no_such_voice")
 
 
+def test_encoding_learns_nothing_in_training_mode():
+    tokenizer, audio = small_fsq().eval(), torch.randn(2, 6400) * 0.1
+    expected, state = tokenizer.encode(audio).codes, tokenizer.codec_state()
+    before = {name: value.clone() for name, value in state.items()}
+    assert torch.equal(tokenizer.train().encode(audio).codes, expected)
+    assert all(torch.equal(before[name], value) for name, value in tokenizer.codec_state().items())
+
+
 def test_half_precision_around_it_changes_no_code():
     tokenizer, audio = small_fsq(), torch.randn(1, 12800) * 0.1
     expected = tokenizer.encode(audio).codes

@@ -112,12 +112,9 @@ class CodecTraining(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Keep frozen parts in evaluation mode."""
-        frozen = [self.listener, getattr(self.model, "features", None)]
-        if self.decoder_only:
-            frozen += [self.model.feature_norm, self.model.latent_norm]
-        for part in frozen:
+        for part in (self.listener, getattr(self.model, "features", None)):
             if part is not None:
-                cast(nn.Module, part).eval()
+                part.eval()
 
     def training_step(self, batch: CodecBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of crops."""

@@ -54,7 +54,7 @@ class ConvStack(nn.Module):
 
 
 class FrameNorm(nn.Module):
-    """Batch normalisation without scale and shift over the kept frames; running statistics in evaluation.
+    """Batch normalisation without scale and shift over the kept frames; running statistics where nothing is learned.
 
     Before a quantiser it spreads each number over the levels from the first step on, so that codes are not left unused.
 
@@ -75,7 +75,7 @@ class FrameNorm(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Normalise ``(B, T, dim)`` with the statistics of frames where ``mask`` ``(B, T, 1)`` is 1."""
         mean, variance = self.mean, self.variance
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             kept = frames.float()[mask.squeeze(-1) > 0]
             mean, variance = kept.mean(0), kept.var(0, unbiased=False)
             with torch.no_grad():
