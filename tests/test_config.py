@@ -236,6 +236,12 @@ def test_missing_may_be_allowed_for_recipes_that_wait_for_data(write):
     assert check(recipe, allow_missing=True) == []
 
 
+def test_a_missing_value_is_told_once_where_it_stands(write):
+    text = told(write(), "vars.dim=???")
+    assert "1 problem\n" in text
+    assert "  vars.dim = ???\n      is required." in text
+
+
 # rule 4
 
 

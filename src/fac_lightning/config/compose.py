@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from fac_lightning.config.errors import Problem, UserError, did_you_mean
 from fac_lightning.config.signatures import Definition, define
@@ -388,6 +388,9 @@ def _resolve_node(node: DictConfig | ListConfig, key: str, problems: list[Proble
             continue
         try:
             value = node[name]  # type: ignore[index]
+        except InterpolationToMissingValueError:  # told where the ??? stands
+            resolved[name] = UNRESOLVED
+            continue
         except OmegaConfBaseException as error:
             resolved[name] = UNRESOLVED
             problems.append(Problem(where, text, _dangling(node, text, error)))
@@ -409,6 +412,4 @@ def _dangling(node: DictConfig | ListConfig, text: str, error: Exception) -> tup
             return (f"points at nothing: {place} has no '{part}'.{did_you_mean(part, map(str, here))}",)
         else:
             break
-    if here == MISSING:
-        return (f"points at '{wanted}', which is ??? (required). Set it: {wanted}=...",)
     return (f"cannot be resolved: {str(error).splitlines()[0]}",)
