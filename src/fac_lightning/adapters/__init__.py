@@ -4,6 +4,7 @@ from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, Fusion
 from fac_lightning.adapters.codes import CodeEmbedding, ConcatCodeGrouping, MeanCodeGrouping
 from fac_lightning.adapters.features import ConcatGrouping, MeanGrouping
 from fac_lightning.adapters.fusion import MeanFusion, SumFusion
+from fac_lightning.adapters.standardized import StandardizedGrouping
 
 __all__ = [
     "CodeAdapter",
@@ -15,5 +16,6 @@ __all__ = [
     "MeanCodeGrouping",
     "MeanFusion",
     "MeanGrouping",
+    "StandardizedGrouping",
     "SumFusion",
 ]

@@ -142,7 +142,8 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _out_folder(name: str, recipe: Mapping[str, Any]) -> Path:
-    out = (recipe.get("job") or {}).get("out") or (recipe.get("trainer") or {}).get("default_root_dir")
+    job, trainer = recipe.get("job") or {}, recipe.get("trainer") or {}
+    out = job.get("out") or job.get("folder") or trainer.get("default_root_dir")
     if not out:
         raise StageError(f"stage {name!r} has no output folder: set job.out or trainer.default_root_dir in its recipe")
     return Path(out)
