@@ -9,7 +9,8 @@ from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
-from fac_lightning.data.synthesis import DialogueSynthesis, SynthesisSplit
+from fac_lightning.data.synthesis import DialogueSynthesis
+from fac_lightning.data.synthesis_plan import SynthesisSplit
 from fac_lightning.data.text import TextTokenizerTraining
 from fac_lightning.data.world import Fact, Question, World
 

@@ -6,9 +6,8 @@ import hashlib
 import json
 import random
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fac_lightning.data.clips import ClipMaker, ClipPool, ClipRequest, SpokenClip
 from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn
 from fac_lightning.data.sources import DialogueSource
+from fac_lightning.data.synthesis_plan import PlannedDialogue, SynthesisSplit, plan_split
 from fac_lightning.data.synthesis_store import AnswerStore, RejectList, answer_id, judgement
 from fac_lightning.data.synthesis_summary import summarize, summary_table
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.synthesizers.base import Synthesizer
 
-__all__ = ["DialogueSynthesis", "SynthesisSplit"]
+__all__ = ["DialogueSynthesis"]
 
 BATCH = 24  # dialogues that a worker speaks and judges at a time
 ANSWERS = "answers"
-
-
-@dataclass(frozen=True)
-class SynthesisSplit:
-    """One folder of dialogues that the job writes."""
-
-    select: str  # part of the source, for example "train"
-    voices: Sequence[Synthesizer] | None = None  # of the user, in rotation; None leaves the dialogues text only
-    voices_per_dialogue: int = 1  # each dialogue is spoken by this many voices
-    limit: int | None = None  # draw this many dialogues, as many different answers as possible
-    max_wer: float = 0.34  # of a user turn; dialogues above are rejected
-    attempts: int = 1  # per user turn, each with another seed
-    filter_fraction: float = 1.0  # share of the user turns that the recogniser hears; the others are kept unheard
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A dialogue to be written: the text, its id on disk, and who asks."""
-
-    id: str
-    dialogue: Dialogue
-    voice: int | None
 
 
 class DialogueSynthesis:
@@ -116,7 +94,7 @@ class DialogueSynthesis:
         Raises:
             ValueError: The folder was made with other arguments.
         """
-        plans = {name: self._plan(name, split) for name, split in self.splits.items()}
+        plans = {name: self.plan(name) for name in self.splits}
         self._claim(plans)
         maker = ClipMaker(self._voices, self.recognizer, self.trim, self.sample_rate)
         columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn())
@@ -136,36 +114,11 @@ class DialogueSynthesis:
     def _folders(self) -> list[str]:
         return ([ANSWERS] if self.assistant is not None else []) + list(self.splits)
 
-    def _plan(self, name: str, split: SynthesisSplit) -> list[_Item]:
-        """The items of a split: which voice asks which question.
+    def plan(self, name: str) -> list[PlannedDialogue]:
+        """What a split will hold, in order."""
+        return plan_split(name, self.splits[name], self.source, self._offsets[name], self.seed)
 
-        Voices rotate over the dialogues that share an answer, and start one further for each answer, so that every
-        answer is asked for in every voice (given enough wordings) and no voice is tied to a wording.
-        """
-        dialogues = self.source.dialogues(split.select)
-        groups: dict[tuple[str, ...], list[Dialogue]] = defaultdict(list)
-        for dialogue in dialogues:
-            groups[tuple(turn.text for turn in dialogue.turns if turn.role == "assistant")].append(dialogue)
-        chosen = {dialogue.id for dialogue in dialogues}
-        if split.limit is not None:
-            draw = random.Random(f"{self.seed}/{name}")
-            shuffled = [draw.sample(group, len(group)) for group in draw.sample(list(groups.values()), len(groups))]
-            ranked = sorted(((rank, g) for g, group in enumerate(shuffled) for rank in range(len(group))))
-            chosen = {shuffled[g][rank].id for rank, g in ranked[: split.limit]}
-        items: list[_Item] = []
-        drawn = ([dialogue for dialogue in group if dialogue.id in chosen] for group in groups.values())
-        for g, kept in enumerate(filter(None, drawn)):
-            for rank, dialogue in enumerate(kept):
-                if split.voices is None:
-                    items.append(_Item(dialogue.id, dialogue, None))
-                    continue
-                for copy in range(split.voices_per_dialogue):
-                    voice = (rank * split.voices_per_dialogue + copy + g) % len(split.voices)
-                    slug = split.voices[voice].name.replace("/", "-")
-                    items.append(_Item(f"{dialogue.id}-{slug}", dialogue, self._offsets[name] + voice))
-        return items
-
-    def _claim(self, plans: dict[str, list[_Item]]) -> None:
+    def _claim(self, plans: dict[str, list[PlannedDialogue]]) -> None:
         """Mark the folder as made by these arguments, or refuse: a mixture of two settings would be neither."""
         settings = {
             "source": type(self.source).__name__,
@@ -196,7 +149,7 @@ class DialogueSynthesis:
         self.folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
 
-    def _write_answers(self, plans: dict[str, list[_Item]], pool: ClipPool, progress: Progress) -> None:
+    def _write_answers(self, plans: dict[str, list[PlannedDialogue]], pool: ClipPool, progress: Progress) -> None:
         texts = dict.fromkeys(
             turn.text
             for name, items in plans.items()
@@ -223,7 +176,7 @@ class DialogueSynthesis:
                         writer.write(Dialogue(answer_id(clip.text), (_spoken("assistant", clip),)))
                 progress.advance(bar, len(clips))
 
-    def _write_split(self, name: str, items: list[_Item], pool: ClipPool, progress: Progress) -> None:
+    def _write_split(self, name: str, items: list[PlannedDialogue], pool: ClipPool, progress: Progress) -> None:
         split = self.splits[name]
         folder = self.folder / name
         answers = (
@@ -246,7 +199,7 @@ class DialogueSynthesis:
                         writer.write(_assemble(item, mine, answers))
                 progress.advance(bar, len(batch))
 
-    def _requests(self, item: _Item, split: SynthesisSplit) -> list[ClipRequest]:
+    def _requests(self, item: PlannedDialogue, split: SynthesisSplit) -> list[ClipRequest]:
         """The user's turns, to be spoken with seeds that depend on the id and the job's seed alone."""
         if item.voice is None:
             return []
@@ -280,7 +233,7 @@ def _fault(dialogue: Dialogue, clips: Sequence[SpokenClip], max_wer: float, answ
     return None
 
 
-def _assemble(item: _Item, clips: Sequence[SpokenClip], answers: AnswerStore | None) -> Dialogue:
+def _assemble(item: PlannedDialogue, clips: Sequence[SpokenClip], answers: AnswerStore | None) -> Dialogue:
     """The dialogue with its sound."""
     spoken: Iterator[SpokenClip] = iter(clips)
     turns = []

@@ -23,7 +23,8 @@ class EspeakSynthesizer(Synthesizer):
 
     Args:
         voice: Language or accent, for example "en-us", "en-gb", "en-gb-scotland".
-        variant: Speaker, for example "f3" or "m7"; None is the voice as it is.
+        variant: Speaker, for example "john" or "m7"; None is the voice as it is. Variants with breath ("f2", "f3")
+            draw noise that no seed fixes: their samples repeat only nearly.
         rate: Words per minute, 80 to 450.
         pitch: 0 to 99.
         speed_jitter: Each seed draws its rate from ``rate * (1 -+ speed_jitter)``; else the seed changes nothing.
