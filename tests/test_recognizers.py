@@ -187,10 +187,10 @@ def test_pocketsphinx_hears_digits() -> None:
             soundfile.read(io.BytesIO(archive.read(names[f"{d}_lucas_0.wav"])), dtype="float32") for d in (7, 0, 4)
         ]
     waves = [np.pad(resample_poly(clip, 16000 // rate, 1), 3200) for clip, rate in clips]
-    words = "zero one two three four five six seven eight nine".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     recognizer = PocketsphinxRecognizer(f"#JSGF V1.0;\ngrammar digits;\npublic <digit> = {' | '.join(words)};")
-    assert recognizer(waves) == ["seven", "zero"]
-    assert recognizer(waves[::-1]) == ["zero", "seven"]
+    assert recognizer(waves) == ["seven", "zero", "four"]
+    assert recognizer(waves[::-1]) == ["four", "zero", "seven"]
 
 
 def test_pocketsphinx_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ class PocketsphinxRecognizer(Recognizer):
         if not len(wave):
             return ""
         samples = (np.clip(wave, -1.0, 1.0) * 32767.0).astype(np.int16)
+        self.decoder.reinit_feat()  # the noise estimate starts afresh, so no clip depends on the one before
         self.decoder.start_utt()
         self.decoder.process_raw(samples.tobytes(), full_utt=True)
         self.decoder.end_utt()
