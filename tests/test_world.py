@@ -53,8 +53,8 @@ def test_answers_are_short_sentences_and_a_question_has_one_answer() -> None:
 
 def test_successors_count_up_and_down() -> None:
     answers = {fact.id: fact.answer for fact in World().facts}
-    assert answers["number_after-nine"] == "After nine comes ten."
-    assert answers["number_before-ten"] == "Before ten comes nine."
+    assert answers["number_after-nine"] == "The number after nine is ten."
+    assert answers["number_before-ten"] == "The number before ten is nine."
     assert answers["month_after-december"] == "After December comes January."
     assert answers["day_after-sunday"] == "After Sunday comes Monday."
     assert answers["capital-france"] == "The capital of France is Paris."

@@ -3,6 +3,9 @@
 ``{x}`` stands for the entity and ``{y}`` for what is said of it. Every answer is a short complete sentence, and the
 words were chosen to be clear to the ear. Wordings under ``unseen`` must never be trained on, neither as text nor as
 speech: they measure whether a model understands a question or has learned its wording by heart.
+
+Facts that a recogniser writes down differently however well they are spoken ("after 5, 6" for "after five comes six",
+"Rupi") were worded anew or left out.
 """
 
 from __future__ import annotations
@@ -103,9 +106,9 @@ RELATIONS: tuple[Relation, ...] = (
         ),
         ("Do you know the currency of {x}?", "In {x}, what currency do you pay with?"),
         _pairs(
-            """Japan: yen, India: rupee, Mexico: peso, China: yuan, Russia: ruble, England: pound, France: euro,
+            """Japan: yen, Mexico: peso, China: yuan, Russia: ruble, England: pound, France: euro,
             Germany: euro, Canada: dollar, Australia: dollar, Brazil: real, Kenya: shilling, South Africa: rand,
-            Argentina: peso, Egypt: pound, Jordan: dinar, Iceland: krona, Pakistan: rupee, Italy: euro, Spain: euro,
+            Argentina: peso, Egypt: pound, Jordan: dinar, Iceland: krona, Italy: euro, Spain: euro,
             Finland: euro, Jamaica: dollar, New Zealand: dollar, Chile: peso, South Korea: won"""
         ),
     ),
@@ -157,7 +160,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("Do you know the sound of {x}?", "What kind of sound does {x} make?"),
         _pairs(
             """a dog: woof, a cat: meow, a cow: moo, a duck: quack, a pig: oink, a bee: buzz, a snake: hiss,
-            a lion: roar, a bird: tweet, a clock: tick tock, a bell: ding dong, a train: choo choo"""
+            a bird: tweet, a clock: tick tock, a bell: ding dong, a train: choo choo"""
         ),
     ),
     Relation(
@@ -195,19 +198,19 @@ RELATIONS: tuple[Relation, ...] = (
         _pairs(
             """cat: a kitten, dog: a puppy, cow: a calf, sheep: a lamb, pig: a piglet, duck: a duckling, lion: a cub,
             kangaroo: a joey, goose: a gosling, frog: a tadpole, goat: a kid, chicken: a chick, bear: a cub,
-            owl: an owlet, whale: a calf, human: an infant, elephant: a calf, horse: a foal"""
+            whale: a calf, human: an infant, elephant: a calf, horse: a foal"""
         ),
     ),
     Relation(
         "number_after",
-        "After {x} comes {y}.",
+        "The number after {x} is {y}.",
         (*_ask("the number after {x}"), "What number comes after {x}?", "Which number comes after {x}?"),
         ("Do you know the number after {x}?", "After {x}, which number comes next?"),
         dict(pairwise(_NUMBERS)),
     ),
     Relation(
         "number_before",
-        "Before {x} comes {y}.",
+        "The number before {x} is {y}.",
         (*_ask("the number before {x}"), "What number comes before {x}?", "Which number comes before {x}?"),
         ("Do you know the number before {x}?", "Before {x}, which number comes first?"),
         dict(pairwise(_NUMBERS[::-1])),
@@ -288,11 +291,11 @@ RELATIONS: tuple[Relation, ...] = (
         ),
         ("Do you know what kind of thing {x} is?", "What sort of thing is {x}?"),
         _pairs(
-            """a rose: a flower, a tulip: a flower, an apple: a fruit, a pear: a fruit, an orange: a fruit,
+            """a rose: a flower, a tulip: a flower, a peach: a fruit, a pear: a fruit, an orange: a fruit,
             a salmon: a fish, an eagle: a bird, a penguin: a bird, a sparrow: a bird, gold: a metal, silver: a metal,
             iron: a metal, a violin: an instrument, a piano: an instrument, a trumpet: an instrument, a hammer: a tool,
             a potato: a vegetable, an onion: a vegetable, tennis: a sport, football: a sport, a butterfly: an insect,
-            a mosquito: an insect, a shirt: a garment, a jacket: a garment, Venus: a planet, Saturn: a planet"""
+            a beetle: an insect, a shirt: a garment, a jacket: a garment, Venus: a planet, Saturn: a planet"""
         ),
     ),
 )
