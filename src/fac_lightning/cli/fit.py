@@ -134,6 +134,7 @@ def _quiet() -> Iterator[None]:
                 ".*You defined a `validation_step` but have no `val_dataloader`.*",
                 ".*treespec.*deprecated.*",  # Lightning below torch 2.13
                 ".*No positive.*val_dataloader.*",
+                r".*Found \d+ module\(s\) in eval mode at the start of training.*",  # frozen parts
             ):
                 warnings.filterwarnings("ignore", message)
             yield

@@ -1,0 +1,119 @@
+"""The evaluation counts what is there: replies with known mistakes give known figures."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import fac_lightning.evaluation.spoken_qa as module
+from fac_lightning.data import Dialogue, DialogueWriter, Turn
+from fac_lightning.evaluation import SpokenQAEvaluation
+from fac_lightning.generation import Reply
+from fac_lightning.recognizers.base import Recognizer
+from fac_lightning.types import SpeechCodes, Waveforms
+
+pytest.importorskip("jiwer", reason="the extra eval is not installed")
+pytest.importorskip("whisper_normalizer", reason="the extra eval is not installed")
+
+RATE = 8000
+TRUTH = ["the cat is big", "the dog is old", "the sun is red", "the sea is blue"]
+SAID = ["the cat is big", "the dog is new", "the sun is red", "the sea is blue"]
+
+
+def wave(index):
+    """A clip whose length says which answer it is."""
+    return np.full(400 * (index + 1), 0.1, dtype=np.float32)
+
+
+class LengthRecognizer(Recognizer):
+    """Knows each clip by its length; mishears one word of the last."""
+
+    sample_rate = RATE
+
+    def __call__(self, audio):
+        heard = [SAID[round(len(a) / 400) - 1] for a in audio]
+        return [text.replace("blue", "glue") for text in heard]
+
+
+class EchoTokenizer:
+    sample_rate = RATE
+
+    def encode(self, audio, lengths=None):
+        return SpeechCodes(torch.full((1, audio.shape[1], 1), 3), torch.tensor([audio.shape[1]]))
+
+    def decode(self, codes, lengths=None):
+        return Waveforms(torch.full(codes.shape[:2], 0.1), torch.tensor([codes.shape[1]]), RATE)
+
+
+class FixedGenerator:
+    """Says the fixed answers in order, whatever batch they come in."""
+
+    def __init__(self, model, chat, tokenizer=None, lead_in=0, system_prompts=None):
+        self.model, self.tokenizer, self.said = model, tokenizer, 0
+        assert (lead_in, system_prompts) == (2, {"S2M": "Speak."})
+
+    def generate(self, turns, mode, decoding):
+        assert mode == "S2M"
+        replies = []
+        for turn in turns:
+            assert len(turn.audio) == 1600  # the question, at the model's rate
+            audio = torch.from_numpy(wave(self.said))
+            replies.append(Reply(SAID[self.said], [1], None, audio, RATE, finished=self.said != 1))
+            self.said += 1
+        return replies
+
+
+@pytest.fixture
+def evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "Generator", FixedGenerator)
+    monkeypatch.setattr(module, "ChatFormat", lambda tokenizer: tokenizer)
+    with DialogueWriter(tmp_path / "set") as writer:
+        for i, text in enumerate(TRUTH):
+            question = Turn("user", f"question {i}", np.zeros(800, np.float32), RATE, {"voice": "ab"[i % 2]})
+            writer.write(Dialogue(f"d{i}", (question, Turn("assistant", text, wave(i), RATE))))
+    loaded = SimpleNamespace(
+        model=SimpleNamespace(geometry=SimpleNamespace(sample_rate=2 * RATE)),
+        tokenizer=EchoTokenizer(),
+        text_tokenizer=None,
+        data={"lead_in": 2, "system_prompts": {"S2M": "Speak."}},
+    )
+    return lambda **options: SpokenQAEvaluation(
+        "run", {"heard": str(tmp_path / "set")}, str(tmp_path / "out"), lambda run: loaded, batch_size=3, **options
+    )
+
+
+def test_text_is_counted_by_answer_and_by_voice(evaluation, tmp_path):
+    scores = evaluation().run()["sets"]["heard"]
+    assert scores["count"] == 4
+    assert scores["text_exact"] == 0.75
+    assert scores["text_exact_by_voice"] == {"a": 1.0, "b": 0.5}
+    assert scores["text_wer"] == pytest.approx(1 / 16)
+    assert scores["finished"] == 0.75
+    assert "asr_wer" not in scores
+    assert scores["answers"][1]["exact"] is False
+
+
+def test_speech_is_judged_against_the_models_own_text(evaluation, tmp_path):
+    result = evaluation(recognizer=LengthRecognizer(), num_examples=2).run()
+    scores = result["sets"]["heard"]
+    assert scores["asr_wer"] == pytest.approx(1 / 16)  # glue for blue
+    assert scores["asr_wer_to_reference"] == pytest.approx(2 / 16)  # and new for old
+    assert scores["silent_count"] == 0
+    assert result["reconstruction"]["asr_wer"] == pytest.approx(2 / 16)
+    assert result["reconstruction"]["count"] == 4
+    kept = [a for a in scores["answers"] if a["files"]]
+    assert len(kept) == 2
+    assert all((tmp_path / "out" / file).exists() for a in kept for file in a["files"].values())
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == result
+
+
+def test_limits_spread_over_the_set(evaluation):
+    scores = evaluation(limit=2).run()["sets"]["heard"]
+    assert [a["id"] for a in scores["answers"]] == ["d0", "d3"]
+
+
+def test_no_set_is_refused():
+    with pytest.raises(ValueError, match="name at least one dialogues folder"):
+        SpokenQAEvaluation("run", {}, "out", lambda run: None)
