@@ -42,6 +42,9 @@ class WhisperRecognizer(Recognizer):
         batch_size: Clips per batch.
         window: Shortest window, seconds; 30 gives every clip Whisper's full window. A clip is followed by at least
             4 s of silence, without which Whisper often misses the end and says the sentence again and again.
+            Base, 12 s against 30 s: 0.54 against 1.39 CPU-s a clip and the same 4 errors in 267 words on clean
+            synthetic sentences; 128 against 115 errors in 700 words on LibriSpeech test-other. Take 30 for noisy
+            speech and for figures to publish.
         tokens_per_second: Bound on the tokens of a clip (plus 16), against repetition without end; speech has 3 to 6.
         device: Where the model runs, for example ``cpu`` or ``cuda``.
 
