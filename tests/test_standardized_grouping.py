@@ -60,3 +60,26 @@ def test_no_speech_changes_nothing():
 def test_warm_frames_must_be_positive():
     with pytest.raises(ValueError, match="warm_frames must be at least 1, got 0"):
         StandardizedGrouping(3, 5, 8, warm_frames=0)
+
+
+def test_dropout_and_jitter_touch_training_only():
+    torch.manual_seed(0)
+    plain = StandardizedGrouping(3, 5, 8)
+    noisy = StandardizedGrouping(3, 5, 8, dropout=0.5, jitter=4)
+    noisy.load_state_dict(plain.state_dict())
+    features, lengths = batch(0)
+    wanted = plain.eval()(features, lengths).features
+    torch.testing.assert_close(noisy.eval()(features, lengths).features, wanted)
+    assert not torch.allclose(noisy.train()(features, lengths).features, wanted)
+
+
+def test_jitter_moves_clips_and_keeps_their_lengths():
+    frames = torch.arange(10.0).reshape(1, 10, 1).repeat(2, 1, 1)
+    late = StandardizedGrouping._late(frames, torch.tensor([10, 4]), 3)
+    assert late[0, :, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
+    assert late[1, :4, 0].tolist() == [3, 3, 3, 3]
+
+
+def test_jitter_must_stay_within_a_group():
+    with pytest.raises(ValueError, match=r"between 0 and group_size - 1 \(4\), got 5"):
+        StandardizedGrouping(3, 5, 8, jitter=5)

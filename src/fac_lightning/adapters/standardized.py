@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fac_lightning.adapters.features import ConcatGrouping
 from fac_lightning.types import SpeechFeatures
@@ -18,22 +18,38 @@ class StandardizedGrouping(ConcatGrouping):
     deviations), which leave a fresh projection badly conditioned. The statistics are those of the first ``warm_frames``
     frames seen in training, counted once and then fixed, so that a frame always maps to the same embedding afterwards.
 
+    A model that hears little speech can be kept from learning its clips by heart, in training only: ``dropout`` blanks
+    numbers of the frames, ``jitter`` lets clips begin a few frames late, so that groups fall differently every time.
+
     Args:
         in_dim: Width of the encoder's frames.
         group_size: Frames per position.
         dim: Width of the backbone.
         warm_frames: Frames to take the statistics from.
+        dropout: Share of the standardised numbers blanked in training.
+        jitter: Most frames by which a batch's clips are moved to the left in training; less than ``group_size``.
     """
 
     mean: Tensor
     square: Tensor
     count: Tensor
 
-    def __init__(self, in_dim: int, group_size: int, dim: int, warm_frames: int = 20_000) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        group_size: int,
+        dim: int,
+        warm_frames: int = 20_000,
+        dropout: float = 0.0,
+        jitter: int = 0,
+    ) -> None:
         super().__init__(in_dim, group_size, dim)
         if warm_frames < 1:
             raise ValueError(f"warm_frames must be at least 1, got {warm_frames}")
-        self.warm_frames = warm_frames
+        if not 0 <= jitter < group_size:
+            raise ValueError(f"jitter must lie between 0 and group_size - 1 ({group_size - 1}), got {jitter}")
+        self.warm_frames, self.jitter = warm_frames, jitter
+        self.dropout = nn.Dropout(dropout)
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("square", torch.ones(in_dim))  # mean of squared deviations
         self.register_buffer("count", torch.zeros(()))
@@ -43,7 +59,16 @@ class StandardizedGrouping(ConcatGrouping):
         if self.training and features.numel() and self.count < self.warm_frames:
             self._observe(features, lengths)
         scaled = (features - self.mean.to(features.dtype)) * self.square.clamp_min(1e-8).rsqrt().to(features.dtype)
-        return super().forward(scaled, lengths)
+        if self.training and self.jitter and features.numel():
+            scaled = self._late(scaled, lengths, int(torch.randint(self.jitter + 1, ())))
+        return super().forward(self.dropout(scaled), lengths)
+
+    @staticmethod
+    def _late(frames: Tensor, lengths: Tensor, late: int) -> Tensor:
+        """Clips without their first ``late`` frames; the last frame is repeated, so that lengths stay."""
+        steps = torch.arange(frames.shape[1], device=frames.device) + late
+        last = (lengths.to(frames.device) - 1).clamp_min(0)
+        return frames.gather(1, torch.minimum(steps, last[:, None])[..., None].expand_as(frames))
 
     @torch.no_grad()
     def _observe(self, features: Tensor, lengths: Tensor) -> None:

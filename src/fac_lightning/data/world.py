@@ -14,6 +14,13 @@ from fac_lightning.data.world_facts import RELATIONS
 
 __all__ = ["Fact", "Question", "World"]
 
+#: Words that carry nothing in a question of the world.
+_FILLERS = frozenset({
+    "a", "an", "the", "is", "are", "of", "in", "on", "to", "do", "does", "what", "which", "who", "tell", "me",
+    "can", "could", "you", "i", "want", "know", "please", "it", "that", "for",
+})  # fmt: skip
+_OPENINGS = ("Please help me.", "One more question.", "Listen.", "Hello.", "Quick question.", "Thank you.")
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -68,15 +75,31 @@ class World(DialogueSource):
             for wording, template in enumerate(getattr(self._relations[fact.relation], split))
         ]
 
+    def paraphrases(self) -> list[Question]:
+        """The training wordings, and for each the bare keywords and a longer form; no unseen wording is among them.
+
+        A text LLM knows many ways to ask before it learns to listen; these are its ways in the small world.
+        """
+        found: dict[tuple[str, str], Question] = {}
+        for question in self.questions("train"):
+            words = [w for w in re.findall(r"[\w']+", question.text) if w.lower() not in _FILLERS]
+            opening = _OPENINGS[question.wording % len(_OPENINGS)]
+            for text in (question.text, _sentence(" ".join(words)) + "?", f"{opening} {question.text}"):
+                found.setdefault((question.fact.id, text), question._replace(text=text))
+        return [question._replace(wording=index) for index, question in enumerate(found.values())]
+
     def dialogues(self, select: str) -> list[Dialogue]:
-        """Questions of the split ``select`` ("train" or "unseen") as dialogues of two turns, text only."""
+        """Questions of the split ``select`` as dialogues of two turns, text only.
+
+        ``"train"`` and ``"unseen"`` are wordings, ``"text"`` the paraphrases.
+        """
         return [
             Dialogue(
                 f"{question.fact.id}-{select}{question.wording}",
                 (Turn("user", question.text), Turn("assistant", question.fact.answer)),
                 custom={"fact": question.fact.id, "relation": question.fact.relation, "wording": question.wording},
             )
-            for question in self.questions(select)  # type: ignore[arg-type]
+            for question in (self.paraphrases() if select == "text" else self.questions(select))  # type: ignore[arg-type]
         ]
 
 
