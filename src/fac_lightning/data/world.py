@@ -76,7 +76,9 @@ class World(DialogueSource):
         ]
 
     def paraphrases(self) -> list[Question]:
-        """The training wordings, and for each the bare keywords and a longer form; no unseen wording is among them.
+        """The training wordings, and for each its keywords, forwards and backwards, and a longer form.
+
+        No unseen wording is among them.
 
         A text LLM knows many ways to ask before it learns to listen; these are its ways in the small world.
         """
@@ -84,7 +86,8 @@ class World(DialogueSource):
         for question in self.questions("train"):
             words = [w for w in re.findall(r"[\w']+", question.text) if w.lower() not in _FILLERS]
             opening = _OPENINGS[question.wording % len(_OPENINGS)]
-            for text in (question.text, _sentence(" ".join(words)) + "?", f"{opening} {question.text}"):
+            keywords = _sentence(" ".join(words)) + "?", _sentence(", ".join(words[::-1])) + "?"
+            for text in (question.text, *keywords, f"{opening} {question.text}"):
                 found.setdefault((question.fact.id, text), question._replace(text=text))
         return [question._replace(wording=index) for index, question in enumerate(found.values())]
 
