@@ -62,8 +62,8 @@ def spoken(sentences: list[str]) -> list[np.ndarray]:
 
 def errors_heard(texts: list[str], audio: list[np.ndarray]) -> float:
     """Word error rate when Whisper base, whose weights no part of the codec has seen, writes ``audio`` down."""
-    from fac_lightning.evaluation import word_error_rate
     from fac_lightning.recognizers import WhisperRecognizer
+    from fac_lightning.wer import word_error_rate
 
     return word_error_rate(texts, WhisperRecognizer("openai/whisper-base")(audio))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fac_lightning.data import DialogueSynthesis, JsonlDialogues, SynthesisSplit, World, read_dialogues
-from fac_lightning.data.clips import ClipMaker, ClipRequest, word_error_rate
+from fac_lightning.data.clips import ClipMaker, ClipRequest, clip_word_error_rate
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.synthesizers import Synthesizer, ToneSynthesizer
 
@@ -249,8 +249,8 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_word_error_rate_counts_edits_of_normal_forms() -> None:
-    assert word_error_rate("After seven comes eight.", "after 7 comes 8") == 0.0
-    assert word_error_rate("The colour is gray.", "the color is grey") == 0.0
-    assert word_error_rate("a b c d", "a x c") == pytest.approx(0.5)
-    assert word_error_rate("one", "one two three") > 0
-    assert word_error_rate("", "") == 0.0
+    assert clip_word_error_rate("After seven comes eight.", "after 7 comes 8") == 0.0
+    assert clip_word_error_rate("The colour is gray.", "the color is grey") == 0.0
+    assert clip_word_error_rate("a b c d", "a x c") == pytest.approx(0.5)
+    assert clip_word_error_rate("one", "one two three") > 0
+    assert clip_word_error_rate("", "") == 0.0

@@ -9,8 +9,9 @@ import torch
 pytest.importorskip("jiwer", reason="needs the extra eval")
 pytest.importorskip("whisper_normalizer", reason="needs the extra eval")
 
-from fac_lightning.evaluation import wer
-from fac_lightning.evaluation.wer import NormalizedWER, count_word_errors, normalize_english, word_error_rate
+from fac_lightning import wer
+from fac_lightning.evaluation import NormalizedWER
+from fac_lightning.wer import count_word_errors, normalize_english, word_error_rate
 
 
 def test_spelling_of_the_same_words_is_no_error() -> None:

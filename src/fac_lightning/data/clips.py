@@ -9,16 +9,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 
 from fac_lightning.data.audio import resample
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.synthesizers.base import Synthesizer, trim_silence
+from fac_lightning.wer import count_word_errors
 
-__all__ = ["ClipMaker", "ClipPool", "ClipRequest", "SpokenClip", "word_error_rate"]
+__all__ = ["ClipMaker", "ClipPool", "ClipRequest", "SpokenClip", "clip_word_error_rate"]
 
 RETRY_STRIDE = 1_000_003  # seeds of further attempts; a prime, so that they do not meet the seeds of neighbours
 
@@ -108,7 +107,7 @@ class ClipMaker:
         texts = self.recognizer([resample(clips[i].audio, clips[i].sample_rate, rate) for i in heard]) if heard else []
         for i, text in zip(heard, texts, strict=True):
             clip = clips[i]
-            wer = round(word_error_rate(clip.text, text), 4)
+            wer = round(clip_word_error_rate(clip.text, text), 4)
             clips[i] = SpokenClip(clip.text, clip.audio, clip.sample_rate, clip.voice, clip.seed, wer, text)
         return clips
 
@@ -178,25 +177,7 @@ def _work(batch: Sequence[ClipRequest]) -> list[SpokenClip]:
     return _maker(batch)
 
 
-def word_error_rate(reference: str, hypothesis: str) -> float:
-    """Word edits from ``reference`` to ``hypothesis`` per reference word, both in Whisper's English normal form.
-
-    The normal form writes "seven" as "7" and "colour" as "color", see https://arxiv.org/abs/2212.04356, appendix C.
-    """
-    normalize = _normalizer()
-    said, heard = normalize(reference).split(), normalize(hypothesis).split()
-    row = list(range(len(heard) + 1))  # edit distances of the empty reference
-    for i, word in enumerate(said, start=1):
-        last, row[0] = row[0], i
-        for j, other in enumerate(heard, start=1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (word != other))
-    return row[-1] / max(1, len(said))
-
-
-@cache
-def _normalizer() -> Any:
-    try:
-        from whisper_normalizer.english import EnglishTextNormalizer
-    except ImportError as error:
-        raise ImportError('whisper-normalizer is not installed: pip install "fac-lightning[eval]"') from error
-    return EnglishTextNormalizer()
+def clip_word_error_rate(reference: str, hypothesis: str) -> float:
+    """Word errors of one clip per word of its text; a text without words counts as one word."""
+    counts = count_word_errors([reference], [hypothesis])
+    return counts.errors / max(1, counts.words)

@@ -2,6 +2,6 @@
 
 from fac_lightning.evaluation.report import RunReport
 from fac_lightning.evaluation.spoken_qa import SpokenQAEvaluation
-from fac_lightning.evaluation.wer import word_error_rate
+from fac_lightning.evaluation.wer import NormalizedWER
 
-__all__ = ["RunReport", "SpokenQAEvaluation", "word_error_rate"]
+__all__ = ["NormalizedWER", "RunReport", "SpokenQAEvaluation"]

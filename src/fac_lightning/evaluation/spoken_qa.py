@@ -14,10 +14,10 @@ import torch
 
 from fac_lightning.data.dialogue import Dialogue, read_dialogues
 from fac_lightning.evaluation.audio import match_rate, write_wav
-from fac_lightning.evaluation.wer import word_error_rate
 from fac_lightning.generation import Decoding, Generator, Reply, UserTurn
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.recognizers.base import Recognizer
+from fac_lightning.wer import word_error_rate
 
 __all__ = ["Answer", "SpokenQAEvaluation"]
 
