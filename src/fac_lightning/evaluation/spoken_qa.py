@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from fac_lightning.data.dialogue import Dialogue, read_dialogues
 from fac_lightning.evaluation.audio import match_rate, write_wav
@@ -108,7 +110,7 @@ class SpokenQAEvaluation:
         answers: list[Answer] = []
         replies: list[Reply] = []
         started = time.perf_counter()
-        for first in range(0, len(dialogues), self.batch_size):
+        for first in track(range(0, len(dialogues), self.batch_size), f"{name}: answering", console=_console()):
             batch = dialogues[first : first + self.batch_size]
             turns = [_user_turn(d, rate) for d in batch]
             replies += generator.generate(turns, mode=self.mode, decoding=Decoding(max_positions=self.max_positions))
@@ -141,7 +143,7 @@ class SpokenQAEvaluation:
         }
         spoken = _spread([i for i, r in enumerate(replies) if r.audio is not None], self.limit_spoken)
         if self.recognizer is not None and spoken:
-            heard = self.recognizer([_at(replies[i], self.recognizer.sample_rate) for i in spoken])
+            heard = self._listen([_at(replies[i], self.recognizer.sample_rate) for i in spoken], f"{name}: listening")
             for i, text in zip(spoken, heard, strict=True):
                 answers[i] = _replace(answers[i], transcript=text)
             pairs = [(answers[i].text, text) for i, text in zip(spoken, heard, strict=True) if answers[i].text]
@@ -168,9 +170,17 @@ class SpokenQAEvaluation:
             originals.append(match_rate(audio, rate, self.recognizer.sample_rate))
         return {
             "count": len(texts),
-            "asr_wer": word_error_rate(texts, self.recognizer(rebuilt)),
-            "asr_wer_original": word_error_rate(texts, self.recognizer(originals)),
+            "asr_wer": word_error_rate(texts, self._listen(rebuilt, "reconstructions: listening")),
+            "asr_wer_original": word_error_rate(texts, self._listen(originals, "originals: listening")),
         }
+
+    def _listen(self, clips: list[np.ndarray], what: str) -> list[str]:
+        """Transcripts of clips, in parts, so that the progress can be seen."""
+        assert self.recognizer is not None
+        heard: list[str] = []
+        for first in track(range(0, len(clips), self.batch_size), what, console=_console()):
+            heard += self.recognizer(clips[first : first + self.batch_size])
+        return heard
 
     def _write_example(self, name: str, dialogue: Dialogue, reply: Reply) -> dict[str, str]:
         files: dict[str, str] = {}
@@ -186,6 +196,10 @@ class SpokenQAEvaluation:
                 write_wav(path, audio, rate)
                 files[kind] = str(path.relative_to(self.out))
         return files
+
+
+def _console() -> Console:
+    return Console(stderr=True)
 
 
 def _user_turn(dialogue: Dialogue, rate: int) -> UserTurn:
