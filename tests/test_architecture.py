@@ -16,7 +16,7 @@ PARTS = frozenset(
 )
 BASES = frozenset(f"{room}.base" for room in PARTS)
 # Files at the root: what crosses borders, and small tools without state.
-TOOLS = frozenset({"packed", "prompts", "text_tokenizer", "types", "weights", "wer"})
+TOOLS = frozenset({"packed", "prompts", "resampling", "text_tokenizer", "types", "weights", "wer"})
 EVERYTHING = frozenset({"*"})
 
 # Third-party libraries that a room must not know. torchaudio is banned everywhere: its wheels need CUDA libraries.
@@ -40,6 +40,7 @@ HOUSE: dict[str, Room] = {
     "text_tokenizer": Room(frozenset({"prompts"}), never=TRAINING),
     "packed": Room(frozenset({"types"}), never=TRAINING),
     "weights": Room(frozenset(), never=TRAINING),
+    "resampling": Room(frozenset(), never=TRAINING | {"torch"}),
     "wer": Room(frozenset(), never=TRAINING | {"torch"}),
     **dict.fromkeys(PARTS, PART),
     # Heads and models select rows and go through the vocabulary in chunks: pure functions of `losses`.

@@ -53,7 +53,7 @@ Goodbye for now, and do not forget to call your sister.
 
 def spoken(sentences: list[str]) -> list[np.ndarray]:
     """The codec's voice at 16 kHz."""
-    from fac_lightning.data.audio import resample
+    from fac_lightning.resampling import resample
     from fac_lightning.synthesizers import HibariSynthesizer
 
     voice = HibariSynthesizer()

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from fac_lightning.data import Dialogue, DialogueWriter, Turn, load_turn_audio, read_cuts, read_dialogues
-from fac_lightning.data.audio import resample
+from fac_lightning.resampling import resample
 from fac_lightning.testing.dialogues import make_dialogues
 
 

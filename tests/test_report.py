@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from fac_lightning.evaluation.audio import match_rate, write_wav
+from fac_lightning.evaluation.audio import write_wav
 from fac_lightning.evaluation.report import RunReport, read_curves
+from fac_lightning.resampling import resample
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_curves_are_read_by_name(run):
 
 def test_resampling_keeps_a_tone():
     tone = np.sin(2 * np.pi * 440 * np.arange(24000) / 24000).astype(np.float32)
-    low = match_rate(tone, 24000, 16000)
+    low = resample(tone, 24000, 16000)
     assert low.shape == (16000,)
     expected = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     assert np.abs(low - expected)[200:-200].max() < 0.01

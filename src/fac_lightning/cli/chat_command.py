@@ -115,10 +115,10 @@ def _converse(conversation: _Conversation) -> int:
 def _read(path: Path, sample_rate: int) -> Any:
     import soundfile
 
-    from fac_lightning.evaluation.audio import match_rate
+    from fac_lightning.resampling import resample
 
     try:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise FileNotFoundError(f"{path} cannot be read as audio: {error}") from error
-    return match_rate(audio.mean(axis=1), rate, sample_rate)
+    return resample(audio.mean(axis=1), rate, sample_rate)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Span", "check_sources", "read_span", "resample"]
+from fac_lightning.resampling import resample
+
+__all__ = ["Span", "check_sources", "read_span"]
 
 SAFE_SOURCES = ("file", "memory", "url")
 
@@ -41,16 +42,6 @@ def check_sources(recording: Any) -> None:
                 f"recording {recording.id!r} has a source of type {source.type!r} ({str(source.source)[:80]!r}): "
                 f"manifests that run commands are refused. Store the audio as files; allowed: {', '.join(SAFE_SOURCES)}"
             )
-
-
-def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """Samples ``(ceil(S * target_rate / source_rate),)`` float32 of ``(S,)``, polyphase filtered."""
-    if source_rate == target_rate:
-        return audio
-    from scipy.signal import resample_poly
-
-    common = gcd(source_rate, target_rate)
-    return np.asarray(resample_poly(audio, target_rate // common, source_rate // common), dtype=np.float32)
 
 
 def read_span(span: Span, sample_rate: int | None = None) -> np.ndarray:

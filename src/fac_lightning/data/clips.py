@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fac_lightning.data.audio import resample
 from fac_lightning.recognizers.base import Recognizer
+from fac_lightning.resampling import resample
 from fac_lightning.synthesizers.base import Synthesizer, trim_silence
 from fac_lightning.wer import count_word_errors
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fac_lightning.data.audio import resample
 from fac_lightning.data.sentences import dictionary_words, make_sentences
+from fac_lightning.resampling import resample
 from fac_lightning.synthesizers.base import Synthesizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import CodecBatch, to_device

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import track
 
 from fac_lightning.data.dialogue import Dialogue, read_dialogues
-from fac_lightning.evaluation.audio import match_rate, write_wav
+from fac_lightning.evaluation.audio import write_wav
 from fac_lightning.generation import Decoding, Generator, Reply, UserTurn
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.recognizers.base import Recognizer
+from fac_lightning.resampling import resample
 from fac_lightning.wer import word_error_rate
 
 __all__ = ["Answer", "SpokenQAEvaluation"]
@@ -164,10 +165,10 @@ class SpokenQAEvaluation:
         originals, rebuilt = [], []
         for text in texts:
             audio, rate = truths[text]
-            wave = torch.from_numpy(match_rate(audio, rate, tokenizer.sample_rate)).float()[None]
+            wave = torch.from_numpy(resample(audio, rate, tokenizer.sample_rate)).float()[None]
             back = tokenizer.decode(tokenizer.encode(wave).codes)
-            rebuilt.append(match_rate(back.audio[0].numpy(), back.sample_rate, self.recognizer.sample_rate))
-            originals.append(match_rate(audio, rate, self.recognizer.sample_rate))
+            rebuilt.append(resample(back.audio[0].numpy(), back.sample_rate, self.recognizer.sample_rate))
+            originals.append(resample(audio, rate, self.recognizer.sample_rate))
         return {
             "count": len(texts),
             "asr_wer": word_error_rate(texts, self._listen(rebuilt, "reconstructions: listening")),
@@ -206,13 +207,13 @@ def _user_turn(dialogue: Dialogue, rate: int) -> UserTurn:
     turn = dialogue.turns[0]
     if turn.audio is None or turn.sample_rate is None:
         return UserTurn(text=turn.text)
-    return UserTurn(audio=match_rate(turn.audio, turn.sample_rate, rate))
+    return UserTurn(audio=resample(turn.audio, turn.sample_rate, rate))
 
 
 def _at(reply: Reply, rate: int) -> np.ndarray:
     assert reply.audio is not None
     assert reply.sample_rate is not None
-    return match_rate(reply.audio.float().numpy(), reply.sample_rate, rate)
+    return resample(reply.audio.float().numpy(), reply.sample_rate, rate)
 
 
 def _seconds(reply: Reply) -> float:
