@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fac_lightning.backbones import HFBackbone
-from fac_lightning.backbones.attention import register_packed_attention
+from fac_lightning.hf_packed import register_packed_attention
 from fac_lightning.packed import LONG_ROW, packed_attention, packed_layout
 from fac_lightning.testing import check_backbone, tiny_backbone
 

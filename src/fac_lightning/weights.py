@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "CheckpointError",
     "PackagedWhisper",
     "find_packaged_whisper",
     "load_packaged_whisper",
@@ -39,6 +40,10 @@ _WHISPER_SIZES = {
     "large-v3": (1280, 32, 32, 20),
     "large-v3-turbo": (1280, 32, 4, 20),
 }
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: damaged, incomplete or of another kind. The command line exits with 4."""
 
 
 @dataclass(frozen=True)

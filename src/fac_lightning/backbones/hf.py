@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fac_lightning.backbones.attention import ATTENTION_NAME, packed_placeholder, register_packed_attention
 from fac_lightning.backbones.base import Backbone
-from fac_lightning.packed import packed_layout
+from fac_lightning.hf_packed import ATTENTION_NAME, cached_forward, packed_forward, register_packed_attention
 
 __all__ = ["HFBackbone"]
 
@@ -87,15 +86,7 @@ class HFBackbone(Backbone):
 
     def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states ``(N, dim)`` of a line ``(N, dim)``; the rows of ``lengths`` ``(R,)`` see only themselves."""
-        register_packed_attention()  # also in a process that got this model by pickling
-        out = self.model(
-            inputs_embeds=embeds.unsqueeze(0),
-            position_ids=position_ids.unsqueeze(0),
-            attention_mask=packed_placeholder(embeds.device),
-            use_cache=False,
-            packed_layout=packed_layout(lengths, embeds.device),
-        )
-        hidden: Tensor = out.last_hidden_state[0]
+        hidden: Tensor = packed_forward(self.model, embeds, position_ids, lengths).last_hidden_state[0]
         return hidden
 
     def new_cache(self) -> Any:
@@ -106,16 +97,7 @@ class HFBackbone(Backbone):
 
     def step(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
         """Hidden states ``(B, L, dim)`` of new positions ``(B, L, dim)`` behind those in ``cache``, which grows."""
-        register_packed_attention()
-        out = self.model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+        return cached_forward(self.model, embeds, mask, position_ids, cache)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a plain transformers folder, which ``AutoModelForCausalLM`` and ``HFBackbone(name=folder)`` read."""

@@ -26,14 +26,15 @@ COMMANDS = {
     "synth": "make dialogues: run a recipe that has a job",
 }
 
-OK, FAILED, USAGE, DATA = 0, 1, 2, 3
+OK, FAILED, USAGE, DATA, CHECKPOINT = 0, 1, 2, 3, 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command of the command line.
 
     Returns:
-        0 done, 2 mistakes in a recipe or in how the command was called, 3 data that is missing or damaged, 1 otherwise.
+        0 done, 2 mistakes in a recipe or in how the command was called, 3 data that is missing or damaged, 4 a
+        checkpoint that cannot be used, 1 otherwise.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -73,6 +74,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), USAGE
     if isinstance(error, UserError):
         return str(error), DATA if isinstance(error.__cause__, FileNotFoundError) else USAGE
+    if type(error).__name__ == "CheckpointError":  # by name: importing its room would load torch for a typing mistake
+        return str(error), CHECKPOINT
     if isinstance(error, FileNotFoundError):
         return str(error) if error.filename is None else f"there is no {error.filename}", DATA
     return f"{error}\n(--debug shows where)", DATA

@@ -17,7 +17,9 @@ class SpeechHead(nn.Module, ABC):
     """Say the next group of codes from each hidden state.
 
     The context is the reply: groups of one reply see earlier groups of that reply only. The previous code of a
-    reply's first code is the special ``bos`` code.
+    reply's first code is the special ``bos`` code. A head with ``whole_sequence`` sees the whole row of positions
+    instead, the prompt included: it is given all positions as if they were one reply, with IGNORE where nothing is
+    said, and in generation reads the positions at which it says nothing with ``read``.
 
     Contract (``fac_lightning.testing.check_head``): masked labels change nothing; replies packed together give what
     each gives alone; ``step`` after ``step`` gives the log-probabilities of one teacher-forced pass.
@@ -28,6 +30,9 @@ class SpeechHead(nn.Module, ABC):
     num_codebooks: int  # Q
     codebook_size: int
     needs_text: bool = False  # condition also on the embedding of the position's text token
+    whole_sequence: bool = False  # the context is the whole row of positions, not the reply
+    says_special: bool = False  # bos and pad have output rows of their own, and bos may be a label
+    tied: bool = False  # shares the table of the code adapter: ``tie`` must be called
 
     @abstractmethod
     def forward(
@@ -52,6 +57,28 @@ class SpeechHead(nn.Module, ABC):
     ) -> Tensor:
         """Say the next group ``(B, group_size, num_codebooks)`` after ``hidden`` ``(B, dim)``; ``state`` moves on.
 
-        ``sample`` picks codes ``(B,)`` from logits ``(B, code_vocab_size)``; logits of ``bos`` and ``pad`` are -inf.
-        Once a row said ``eos`` the rest of its group is filled with ``pad``.
+        ``sample`` picks codes ``(B,)`` from logits ``(B, code_vocab_size)``; logits of ``bos`` and ``pad`` are -inf
+        unless the head ``says_special``. Once a row said ``eos`` the rest of its group is filled with ``pad``.
         """
+
+    def read(
+        self,
+        hidden: Tensor,
+        codes: Tensor,
+        state: Any,
+        mask: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+    ) -> None:
+        """Take in positions whose groups are given; ``state`` moves on. Nothing to do where the context is the reply.
+
+        Args:
+            hidden: ``(B, L, dim)``.
+            codes: Groups said from these positions ``(B, L, group_size, num_codebooks)``, pad where nothing is said.
+            state: What ``new_state`` gave.
+            mask: ``(B, L)`` bool, False on (left) padding; None for no padding.
+            text_embeds: ``(B, L, dim)``, for heads with ``needs_text``; zero where a position has no text.
+        """
+
+    def tie(self, table: nn.Parameter) -> None:
+        """Share the table ``(rows, dim)`` of the code adapter; only for heads that are ``tied``."""
+        raise ValueError(f"{type(self).__name__} has tables of its own and shares none")

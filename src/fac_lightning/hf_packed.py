@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fac_lightning.packed import PackedLayout, packed_attention
+from fac_lightning.packed import PackedLayout, packed_attention, packed_layout
 
-__all__ = ["ATTENTION_NAME", "packed_placeholder", "register_packed_attention"]
+__all__ = ["ATTENTION_NAME", "cached_forward", "packed_forward", "register_packed_attention"]
 
 ATTENTION_NAME = "fac_packed"
 #: Options of other models' attention that change scores: soft capping, sinks, relative positions.
@@ -29,9 +29,39 @@ def register_packed_attention() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def packed_placeholder(device: torch.device) -> Tensor:
-    """Stand-in for a mask in packed passes: transformers takes a 4-D mask as ready-made and builds no N x N one."""
-    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+def packed_forward(model: Any, embeds: Tensor, position_ids: Tensor, lengths: Tensor, **options: Any) -> Any:
+    """Output of a transformers model on a packed line: ``last_hidden_state`` is ``(1, N, D)``.
+
+    Args:
+        model: Built with ``attn_implementation=ATTENTION_NAME``.
+        embeds: ``(N, D)``.
+        position_ids: ``(N,)``.
+        lengths: Positions per row ``(R,)``; rows see only themselves.
+        options: More arguments of the model's forward.
+    """
+    register_packed_attention()  # also in a process that got this model by pickling
+    return model(
+        inputs_embeds=embeds.unsqueeze(0),
+        position_ids=position_ids.unsqueeze(0),
+        # transformers takes a 4-D mask as ready-made and builds no N x N one
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),
+        use_cache=False,
+        packed_layout=packed_layout(lengths, embeds.device),
+        **options,
+    )
+
+
+def cached_forward(model: Any, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+    """Hidden states ``(B, L, D)`` of new positions ``(B, L, D)`` behind those in ``cache``, which grows.
+
+    ``mask`` ``(B, L_past + L)`` bool is False on (left) padding, ``position_ids`` are ``(B, L)``.
+    """
+    register_packed_attention()
+    out = model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
+    )
+    hidden: Tensor = out.last_hidden_state
+    return hidden
 
 
 def _attention(
