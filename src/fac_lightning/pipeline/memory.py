@@ -10,13 +10,12 @@ from types import TracebackType
 
 __all__ = ["PeakMemory"]
 
-_PAGE_MB = resource.getpagesize() / 2**20
-
 
 class PeakMemory:
     """Sample the resident memory of the process tree in the background.
 
-    ``megabytes`` holds the largest sum seen. Where ``/proc`` is absent it is the larger of the process's and its
+    ``megabytes`` holds the largest sum seen, in 2^20 bytes. Pages that processes share, such as libraries, count once.
+    Where ``/proc`` is absent it is the larger of the process's and its
     largest child's own peak, as the operating system counts them.
 
     Args:
@@ -48,7 +47,7 @@ class PeakMemory:
 
 
 def _tree_megabytes(process: Path) -> float:
-    if not (process / "statm").exists():
+    if not (process / "smaps_rollup").exists():
         unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kilobytes elsewhere
         usages = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return max(usages) / unit
@@ -56,9 +55,18 @@ def _tree_megabytes(process: Path) -> float:
     while waiting:
         current = waiting.pop()
         try:
-            total += int((current / "statm").read_text().split()[1]) * _PAGE_MB
+            total += _resident_megabytes(current)
             for children in current.glob("task/*/children"):
                 waiting += [process.parent / pid for pid in children.read_text().split()]
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended while we looked
     return total
+
+
+def _resident_megabytes(process: Path) -> float:
+    """Resident pages, each divided by the number of processes that map it (PSS)."""
+    for line in (process / "smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pss":
+            return int(value.split()[0]) / 2**10
+    return 0.0  # it is ending and holds nothing any more
