@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from fac_lightning.adapters import (
+    AddFusion,
     CodeAdapter,
     ConcatCodeGrouping,
     ConcatGrouping,
+    FunAudioCodeGrouping,
     MeanCodeGrouping,
     MeanFusion,
     MeanGrouping,
@@ -70,14 +72,40 @@ def test_pad_codes_embed_to_zero_and_are_not_trained():
 
 
 def test_mean_of_a_half_filled_group():
-    # codes: a pad frame counts as zero; features: the mean is over real frames
+    # a pad frame counts as zero, and so does a frame behind the end of a clip
     codes = MeanCodeGrouping(codebook_size=4, group_size=2, dim=3)
     full, half = torch.tensor([[[1], [1]]]), torch.tensor([[[1], [pad_code(4)]]])
     torch.testing.assert_close(codes(half), codes(full) / 2)
     features = MeanGrouping(in_dim=3, group_size=2, dim=3)
     frames = torch.randn(1, 3, 3)
     got = features(frames, torch.tensor([3])).features[0, 1]
-    torch.testing.assert_close(got, features.proj(frames[0, 2]))
+    torch.testing.assert_close(got, features.proj(frames[0, 2] / 2))
+
+
+def test_a_table_of_other_people_is_read_by_its_own_rows():
+    # codes in the rows that no special code has: bos 0, eos 3, pad 2 leave 1, 4, 5 of a table of 7 for three codes
+    adapter = FunAudioCodeGrouping(3, 2, 4, table_rows=7, bos_row=0, eos_row=3, pad_row=2)
+    assert adapter.rows.tolist() == [1, 4, 5, 0, 3, 2]
+    group = torch.tensor([[[1], [pad_code(3)]]])
+    torch.testing.assert_close(adapter(group), adapter.proj(adapter.table[[4, 2]].mean(0, keepdim=True)))
+    with pytest.raises(ValueError, match=r"a table of 5 rows with bos, eos and pad in the rows \[3, 4, 5\]"):
+        FunAudioCodeGrouping(3, 2, 4, table_rows=5)
+    with pytest.raises(ValueError, match="name three different rows"):
+        FunAudioCodeGrouping(3, 2, 4, table_rows=9, bos_row=4)
+
+
+def test_a_pad_code_counts_in_the_released_mean_but_is_not_trained_by_it():
+    adapter = FunAudioCodeGrouping(codebook_size=16, group_size=5, dim=8)
+    pads = torch.full((2, 5, 1), pad_code(16))
+    assert adapter(pads).all()
+    adapter(pads).sum().backward()
+    assert not adapter.table.grad.any()
+
+
+def test_user_features_are_added_to_user_codes_and_averaged_with_text():
+    present = torch.tensor([[True, True, False, True], [True, False, True, False], [False, True, True, False]])
+    streams = torch.tensor([[2.0, 2.0, 0.0, 2.0], [4.0, 0.0, 4.0, 0.0], [0.0, 6.0, 6.0, 0.0]])[..., None]
+    assert AddFusion()(streams, present).flatten().tolist() == [3.0, 4.0, 10.0, 2.0]
 
 
 def test_garbage_behind_a_clip_is_not_seen():

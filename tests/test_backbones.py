@@ -28,10 +28,10 @@ def test_transformers_models_keep_the_contract(family, tied):
 
 
 def test_the_check_finds_rows_that_see_each_other(monkeypatch):
-    import fac_lightning.backbones.hf as hf
+    import fac_lightning.hf_packed as hf_packed
 
     one_row = lambda lengths, device: packed_layout(lengths.sum()[None], device)  # noqa: E731
-    monkeypatch.setattr(hf, "packed_layout", one_row)
+    monkeypatch.setattr(hf_packed, "packed_layout", one_row)
     with pytest.raises(AssertionError, match="rows packed in one line"):
         check_backbone(tiny_backbone())
 

@@ -27,6 +27,7 @@ __all__ = [
     "SpeechTextBatch",
     "Waveforms",
     "bos_code",
+    "code_rows",
     "code_vocab_size",
     "eos_code",
     "pad_code",
@@ -57,6 +58,35 @@ def pad_code(codebook_size: int) -> int:
 def code_vocab_size(codebook_size: int) -> int:
     """Rows of a code embedding table: the codes and the three special ones."""
     return codebook_size + NUM_SPECIAL_CODES
+
+
+def code_rows(
+    codebook_size: int,
+    table_rows: int | None = None,
+    bos_row: int | None = None,
+    eos_row: int | None = None,
+    pad_row: int | None = None,
+) -> Tensor:
+    """Rows ``(codebook_size + 3,)`` of our code ids in a table that other people filled.
+
+    Codes take the rows that no special code has, in order; special codes stand behind them unless they are named.
+
+    Raises:
+        ValueError: The table has not enough rows, or a row is named twice.
+    """
+    special = [codebook_size + place if row is None else row for place, row in enumerate((bos_row, eos_row, pad_row))]
+    rows = codebook_size + NUM_SPECIAL_CODES if table_rows is None else table_rows
+    free = [row for row in range(rows) if row not in special]
+    if (
+        len(set(special)) < NUM_SPECIAL_CODES
+        or not 0 <= min(special) <= max(special) < rows
+        or len(free) < codebook_size
+    ):
+        raise ValueError(
+            f"a table of {rows} rows with bos, eos and pad in the rows {special} does not hold {codebook_size} codes; "
+            "name three different rows and give the table codebook_size + 3 rows or more"
+        )
+    return torch.tensor(free[:codebook_size] + special, device="cpu")  # real also in a model built without memory
 
 
 @dataclass(frozen=True)
@@ -103,6 +133,7 @@ class SpeechGeometry:
     num_codebooks: int  # Q
     codebook_size: int  # codes per codebook, special codes not counted
     vocab_size: int  # rows of the backbone's text embedding
+    user_codes: bool = False  # a group of pad codes stands at every position of user speech, beside the features
 
 
 @dataclass(frozen=True)

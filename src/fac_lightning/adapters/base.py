@@ -19,6 +19,11 @@ class CodeAdapter(nn.Module, ABC):
     codebook_size: int
     dim: int  # width of the backbone
 
+    @property
+    def code_table(self) -> nn.Parameter | None:
+        """The table ``(rows, dim)`` that a tied head may say codes with; None when there is none to share."""
+        return None
+
     @abstractmethod
     def forward(self, codes: Tensor) -> Tensor:
         """Embeddings ``(C, dim)`` of groups ``(C, group_size, num_codebooks)``; special codes allowed."""
@@ -41,7 +46,12 @@ class FeatureAdapter(nn.Module, ABC):
 
 
 class Fusion(nn.Module, ABC):
-    """Join the streams that meet at a position."""
+    """Join the streams that meet at a position: text, codes and user features, in this order.
+
+    A stream whose adapter the model does not have is left out.
+    """
+
+    reads_user_codes: bool = False  # user speech comes with (pad) codes too; layout then puts them there
 
     @abstractmethod
     def forward(self, streams: Tensor, present: Tensor) -> Tensor:

@@ -61,8 +61,7 @@ class ConcatGrouping(_Grouping):
 class MeanGrouping(_Grouping):
     """Average the frames of a group and project the mean without bias, as the released Fun-Audio-Chat does.
 
-    The mean is over the group's real frames only: the last group of a clip has the scale of the others. (The released
-    code divides a half-filled last group by ``group_size``; clips whose frames fill their groups agree exactly.)
+    The sum of a group's frames is divided by ``group_size``, also where the last group of a clip is not full.
 
     Args:
         in_dim: Width of the encoder's frames.
@@ -77,5 +76,4 @@ class MeanGrouping(_Grouping):
     def forward(self, features: Tensor, lengths: Tensor) -> SpeechFeatures:
         """Positions ``(B, ceil(T / group_size), dim)`` of frames ``(B, T, in_dim)``, zero after each length."""
         groups, counts, positions = self._groups(features, lengths)
-        means = groups.sum(2) / counts.clamp_min(1)[..., None].to(groups.dtype)  # (B, P, in_dim)
-        return self._finish(self.proj(means), counts, positions)
+        return self._finish(self.proj(groups.mean(2)), counts, positions)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fac_lightning.adapters.base import Fusion
 
-__all__ = ["MeanFusion", "SumFusion"]
+__all__ = ["AddFusion", "MeanFusion", "SumFusion"]
 
 
 class SumFusion(Fusion):
@@ -27,3 +27,17 @@ class MeanFusion(Fusion):
         """One embedding ``(N, D)`` of streams ``(M, N, D)`` where ``present`` ``(M, N)`` says which are there."""
         counts = present.sum(0).clamp_min(1)  # (N,)
         return streams.sum(0) / counts[:, None].to(streams.dtype)
+
+
+class AddFusion(Fusion):
+    """Add user features to the embedded codes of the user, then average with text: mode ``add`` of the released model.
+
+    Its mode ``replace``, in which features stand alone, is :class:`MeanFusion`.
+    """
+
+    reads_user_codes = True
+
+    def forward(self, streams: Tensor, present: Tensor) -> Tensor:
+        """One embedding ``(N, D)`` of streams ``(M, N, D)`` where ``present`` ``(M, N)`` says which are there."""
+        counts = present[0].long() + present[1:].any(0).long()  # text, and speech of any kind
+        return streams.sum(0) / counts.clamp_min(1)[:, None].to(streams.dtype)

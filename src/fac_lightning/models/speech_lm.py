@@ -6,6 +6,8 @@ F positions of user speech, k frames per group, Q codebooks, M labelled text pos
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +79,13 @@ class SpeechLM(nn.Module):
                 )
         self.backbone, self.head, self.encoder = backbone, head, encoder
         self.feature_adapter, self.code_adapter, self.fusion = feature_adapter, code_adapter, fusion
+        self.tie()
+
+    def tie(self) -> None:
+        """Let a tied head share the code adapter's table, where that has one; again after tensors were exchanged."""
+        table = None if self.code_adapter is None else self.code_adapter.code_table
+        if self.head is not None and self.head.tied and table is not None:
+            self.head.tie(table)
 
     @property
     def geometry(self) -> SpeechGeometry:
@@ -173,13 +182,33 @@ class SpeechLM(nn.Module):
                 )
             mask = labels != IGNORE
             return HeadOutput(logprobs=hidden.new_zeros(labels.shape).float(), correct=mask, mask=mask)
-        text = None
-        if self.head.needs_text:
-            there = batch.text_mask[where]
-            text = self.backbone.embed(batch.text_ids[where].masked_fill(~there, 0)).detach()
-            text = text.masked_fill(~there[:, None], 0)
+        if self.head.whole_sequence:
+            return self._say_in_rows(batch, hidden)
+        text = self._text_of(batch, where) if self.head.needs_text else None
         output: HeadOutput = self.head(hidden.index_select(0, where), labels, batch.reply_lengths, text)
         return output
+
+    def _say_in_rows(self, batch: SpeechTextBatch, hidden: Tensor) -> HeadOutput:
+        """The same for a head that reads whole rows: those in which something is said, up to where it ends."""
+        assert self.head is not None
+        where, rows = batch.speech_positions, batch.lengths.shape[0]
+        row_of = torch.arange(rows).repeat_interleave(batch.lengths).to(hidden.device)  # (N,)
+        last = where.new_full((rows,), -1).scatter_reduce(0, row_of[where], where, "amax")
+        read = torch.arange(hidden.shape[0], device=hidden.device) <= last[row_of]
+        kept = read.nonzero().squeeze(1)
+        places = (read.cumsum(0) - 1)[where]
+        labels = batch.speech_labels.new_full((len(kept), *batch.speech_labels.shape[1:]), IGNORE)
+        labels = labels.index_copy(0, places, batch.speech_labels)
+        lengths = row_of[kept].bincount(minlength=rows).cpu()
+        text = self._text_of(batch, kept) if self.head.needs_text else None
+        output: HeadOutput = self.head(hidden.index_select(0, kept), labels, lengths, text)
+        return HeadOutput(*(getattr(output, f.name).index_select(0, places) for f in fields(HeadOutput)))
+
+    def _text_of(self, batch: SpeechTextBatch, positions: Tensor) -> Tensor:
+        """Detached text embeddings ``(M, D)`` of positions ``(M,)``, zero where there is no text."""
+        there = batch.text_mask[positions]
+        text = self.backbone.embed(batch.text_ids[positions].masked_fill(~there, 0)).detach()
+        return text.masked_fill(~there[:, None], 0)
 
     def _untouched_encoder(self) -> Tensor:
         """Zero that depends on the encoder's trainable parameters, where processes must agree on gradients."""

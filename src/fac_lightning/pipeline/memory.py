@@ -15,8 +15,8 @@ class PeakMemory:
     """Sample the resident memory of the process tree in the background.
 
     ``megabytes`` holds the largest sum seen, in 2^20 bytes. Pages that processes share, such as libraries, count once.
-    Where ``/proc`` is absent it is the larger of the process's and its
-    largest child's own peak, as the operating system counts them.
+    Where Linux's ``/proc`` is absent it is the larger of the process's and its largest child's own peak, as the
+    operating system counts them.
 
     Args:
         interval: Seconds between samples.
