@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fun_audio_golden import CHECKPOINT, close, golden, golden_json, needs_golden, part
 from safetensors.torch import load_file
 
 from fac_lightning.adapters import FunAudioCodeGrouping, MeanGrouping
 from fac_lightning.heads import FunAudioHead
 from fac_lightning.testing import check_adapter, check_head
 from fac_lightning.types import IGNORE, bos_code, eos_code, pad_code
+from fun_audio_golden import CHECKPOINT, close, golden, golden_json, needs_golden, part
 
 QWEN3 = {
     "model_type": "qwen3",

@@ -103,6 +103,7 @@ class SpeechLM(nn.Module):
             num_codebooks=1 if codes is None else codes.num_codebooks,
             codebook_size=0 if codes is None else codes.codebook_size,
             vocab_size=self.backbone.vocab_size,
+            user_codes=self.fusion is not None and self.fusion.reads_user_codes,
         )
 
     def forward(self, batch: SpeechTextBatch) -> SpeechLMOutput:
