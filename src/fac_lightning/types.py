@@ -18,8 +18,10 @@ from torch import Tensor
 __all__ = [
     "IGNORE",
     "NUM_SPECIAL_CODES",
+    "AnswerSums",
     "CodecBatch",
     "HeadOutput",
+    "PreferenceBatch",
     "SpeechCodes",
     "SpeechFeatures",
     "SpeechGeometry",
@@ -174,6 +176,44 @@ class SpeechTextBatch:
 
 
 @dataclass(frozen=True)
+class AnswerSums:
+    """One number per answer and stream of P pairs: summed log-probabilities, or how many labels those have."""
+
+    text: Tensor  # (2, P) float32, chosen answers first
+    speech: Tensor  # (2, P) float32; 0 where an answer has no speech
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """P pairs of answers in one packed line.
+
+    Answer ``p`` is the chosen one of pair ``p``, answer ``P + p`` the rejected. Labels weigh in the log-probability of
+    their answer: 0 before the answer (earlier turns are not compared) and where silence would drown the words.
+    """
+
+    line: SpeechTextBatch  # the rows of all pairs
+    text_answers: Tensor  # (N,) int64 in [0, 2 P), whose answer a position belongs to
+    text_weights: Tensor  # (N,) float32, of the text label at each position
+    speech_answers: Tensor  # (H,) int64 in [0, 2 P)
+    speech_weights: Tensor  # (H, k, Q) float32, of the speech labels
+    tasks: Tensor  # (P,) int64 into task_names
+    weights: Tensor  # (P,) float32, of the pairs
+    task_totals: Tensor  # (K,) int64, pairs of each task in the whole optimizer step on this rank
+    task_names: tuple[str, ...]  # (K,)
+    reference: AnswerSums | None = None  # stored log-probabilities of the reference model
+    ids: tuple[str, ...] = ()  # (P,)
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs, P."""
+        return self.tasks.shape[0]
+
+    def to(self, device: torch.device | str) -> PreferenceBatch:
+        """See ``to_device``; the name by which Lightning moves batches."""
+        return to_device(self, device)
+
+
+@dataclass(frozen=True)
 class HeadOutput:
     """What a speech head says of its labels."""
 
@@ -221,6 +261,6 @@ def to_device(value: T_, device: torch.device | str) -> T_:
             isinstance(value, SpeechTextBatch) and field.name in ("lengths", "reply_lengths")
         ):
             changes[field.name] = item.to(device, non_blocking=True)
-        elif isinstance(item, Waveforms):
+        elif isinstance(item, Waveforms | SpeechTextBatch | AnswerSums):
             changes[field.name] = to_device(item, device)
     return replace(value, **changes)  # type: ignore[type-var]
