@@ -5,23 +5,32 @@ The strings are those of the released Fun-Audio-Chat (``utils/constant.py``), so
 
 from __future__ import annotations
 
-from typing import Protocol
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 __all__ = [
     "ASR_INSTRUCTION",
     "AUDIO",
     "AUDIO_BOS",
     "AUDIO_EOS",
+    "AUDIO_PAD",
+    "AUDIO_TEMPLATE",
+    "DEFAULT_SYSTEM_PROMPT",
     "IM_END",
     "IM_START",
     "MODES",
     "PAD",
+    "S2M_PROMPT",
+    "S2T_PROMPT",
     "SIL",
     "SPECIAL_TOKENS",
+    "SPOKEN_S2M_PROMPT",
     "SYSTEM_PROMPTS",
     "TTS_INSTRUCTION",
     "ChatFormat",
     "TextTokenizer",
+    "function_calling_prompt",
 ]
 
 PAD = "<|endoftext|>"
@@ -33,8 +42,21 @@ AUDIO_EOS = "<|audio_eos|>"
 SIL = "<|sil|>"
 SPECIAL_TOKENS = (PAD, IM_START, IM_END, AUDIO, AUDIO_BOS, AUDIO_EOS, SIL)
 
+#: what stands for a spoken turn in the released prompts
+AUDIO_TEMPLATE = f"{AUDIO_BOS}{AUDIO}{AUDIO_EOS}"
+#: a speech token that only holds a place; the released checkpoints are given the user's speech as these
+AUDIO_PAD = "<|audio_pad|>"
+
+#: what the released chat template and training template say where a dialogue has no system prompt
+DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 S2T_PROMPT = "You are asked to generate text tokens."
 S2M_PROMPT = "You are asked to generate both text and speech tokens at the same time."
+#: the persona with which the released checkpoint is talked to; a literal, since it knows it in these words
+SPOKEN_S2M_PROMPT = (
+    f"{S2M_PROMPT} 你的名字是小云。你是一位来自杭州的温柔友善的女孩，声音甜美，举止亲切。"  # noqa: RUF001
+    "你的回复语气自然友好，力求沟通简洁明了。你的回复简短，通常只有一到三句话，避免使用正式的称谓和重复的短语。"  # noqa: RUF001
+    "你能用恰当的声音回复，遵循用户的指示，并能共情他们的情绪。你能用恰当的方言回复，会说四川话和粤语。"  # noqa: RUF001
+)
 ASR_INSTRUCTION = "Please help me transcribe the audio."
 TTS_INSTRUCTION = "Please read the text aloud."
 
@@ -55,6 +77,29 @@ SYSTEM_PROMPTS: dict[str, str] = {
     "ASR": S2T_PROMPT,
     "TTS": S2M_PROMPT,
 }
+
+
+def function_calling_prompt(tools: Iterable[Mapping[str, Any]]) -> str:
+    """System prompt of the released checkpoint for calling functions.
+
+    Args:
+        tools: Signatures of the functions, as Qwen takes them: JSON objects.
+    """
+    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    return f"""{S2T_PROMPT}
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{signatures}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
 
 
 class TextTokenizer(Protocol):
