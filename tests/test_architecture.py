@@ -16,7 +16,9 @@ PARTS = frozenset(
 )
 BASES = frozenset(f"{room}.base" for room in PARTS)
 # Files at the root: what crosses borders, and small tools without state.
-TOOLS = frozenset({"hf_packed", "packed", "prompts", "resampling", "text_tokenizer", "types", "weights", "wer"})
+TOOLS = frozenset(
+    {"hf_packed", "packed", "prompts", "replies", "resampling", "text_tokenizer", "types", "weights", "wer"}
+)
 EVERYTHING = frozenset({"*"})
 
 # Third-party libraries that a room must not know. torchaudio is banned everywhere: its wheels need CUDA libraries.
@@ -40,6 +42,7 @@ HOUSE: dict[str, Room] = {
     "text_tokenizer": Room(frozenset({"prompts"}), never=TRAINING),
     "packed": Room(frozenset({"types"}), never=TRAINING),
     "hf_packed": Room(frozenset({"packed"}), never=TRAINING),
+    "replies": Room(frozenset({"types"}), never=TRAINING | {"transformers"}),
     "weights": Room(frozenset(), never=TRAINING),
     "resampling": Room(frozenset(), never=TRAINING | {"torch"}),
     "wer": Room(frozenset(), never=TRAINING | {"torch"}),

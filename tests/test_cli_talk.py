@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 
 from fac_lightning.cli import load_run, main
 from fac_lightning.data import TextTokenizerTraining
+from fac_lightning.replies import FrameEnd, GroupEnd
 from fac_lightning.testing import make_dialogues
 
 RECIPE = """
@@ -159,6 +161,26 @@ def test_chat_refuses_what_is_no_audio(run, tmp_path, capsys):
     path.write_bytes(b"not audio")
     assert main(["chat", str(run), "--wav", str(path)]) == 3
     assert f"{path} cannot be read as audio" in capsys.readouterr().err
+
+
+def test_a_run_remembers_its_reply_rule(run, tmp_path, capsys):
+    assert load_run(run).reply == FrameEnd(1)
+    other = shutil.copytree(run, tmp_path / "run")
+    recipe = (other / "recipe.yaml").read_text()
+    assert "\n  lead_in: 1\n" in recipe
+    for target, options in (("GroupEnd", "lead_in_codes: 3"), ("FrameEnd", "lead_in: 2"), ("ReplyRules", "lead_in: 2")):
+        node = f"reply: {{_target_: fac_lightning.replies.{target}, {options}}}"
+        (other / "recipe.yaml").write_text(recipe.replace("\n  lead_in: 1\n", f"\n  {node}\n"))
+        capsys.readouterr()
+        words = ["chat", str(other), "--text", "What?", "--out", str(tmp_path / "out.wav"), "--max-positions", "4"]
+        code, said = main(words), capsys.readouterr()
+        if target == "GroupEnd":
+            assert load_run(other).reply == GroupEnd(3)
+            assert code == 3
+            assert "RefinedHead cannot say bos" in said.err
+        else:
+            assert code == (0 if target == "FrameEnd" else 2)
+            assert (target == "FrameEnd") or "data.reply._target_" in said.err
 
 
 def test_show_tells_rates_and_shapes(world, capsys):

@@ -1,6 +1,7 @@
 """The data module: codes once per tokenizer, an endless seeded stream, split without overlap, resumed exactly."""
 
 import logging
+import re
 from itertools import islice
 
 import lightning
@@ -21,6 +22,7 @@ from fac_lightning.data import (
 )
 from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
 from fac_lightning.prompts import MODES, SPECIAL_TOKENS, ChatFormat
+from fac_lightning.replies import FrameEnd, GroupEnd
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
@@ -247,6 +249,22 @@ def test_what_is_missing_is_named(build, world):
         build(train=str(world / "text"), modes={"ASR": 1.0})
     with pytest.raises(ValueError, match="lead_in must not be negative"):
         build(lead_in=-1)
+
+
+def test_text_that_the_reply_rule_cuts_is_counted_once(build, caplog):
+    with caplog.at_level(logging.WARNING):
+        kept = build(reply=FrameEnd(1))
+    assert "more text than speech" not in caplog.text
+    assert kept.train_corpus.row(0, 0, 0).lost_text == 0
+    with caplog.at_level(logging.WARNING):
+        cut = build(reply=GroupEnd(0), val=None)
+    rows = [cut.train_corpus.row(i, 0, 0) for i in range(40)]
+    lost = [row.lost_text for row in rows if row.lost_text]
+    assert sum(lost) > 0
+    message = f"{len(lost)} of 40 dialogues .* GroupEnd\\(lead_in_codes=0\\) cuts it: {sum(lost)} text tokens"
+    assert len(re.findall(message, caplog.text)) == 1
+    with pytest.raises(ValueError, match=r"lead_in=1 and reply=FrameEnd.* are both given"):
+        build(lead_in=1, reply=FrameEnd(1))
 
 
 def test_a_few_long_dialogues_are_left_out_and_counted(build, tmp_path, caplog):

@@ -12,6 +12,7 @@ from fac_lightning.data import Dialogue, DialogueWriter, Turn
 from fac_lightning.evaluation import SpokenQAEvaluation
 from fac_lightning.generation import Reply
 from fac_lightning.recognizers.base import Recognizer
+from fac_lightning.replies import FrameEnd
 from fac_lightning.types import SpeechCodes, Waveforms
 
 pytest.importorskip("jiwer", reason="the extra eval is not installed")
@@ -50,9 +51,9 @@ class EchoTokenizer:
 class FixedGenerator:
     """Says the fixed answers in order, whatever batch they come in."""
 
-    def __init__(self, model, chat, tokenizer=None, lead_in=0, system_prompts=None):
+    def __init__(self, model, chat, tokenizer=None, lead_in=0, system_prompts=None, reply=None):
         self.model, self.tokenizer, self.said = model, tokenizer, 0
-        assert (lead_in, system_prompts) == (2, {"S2M": "Speak."})
+        assert (reply, system_prompts) == (FrameEnd(2), {"S2M": "Speak."})
 
     def generate(self, turns, mode, decoding):
         assert mode == "S2M"
@@ -77,7 +78,8 @@ def evaluation(tmp_path, monkeypatch):
         model=SimpleNamespace(geometry=SimpleNamespace(sample_rate=2 * RATE)),
         tokenizer=EchoTokenizer(),
         text_tokenizer=None,
-        data={"lead_in": 2, "system_prompts": {"S2M": "Speak."}},
+        data={"system_prompts": {"S2M": "Speak."}},
+        reply=FrameEnd(2),
     )
     return lambda **options: SpokenQAEvaluation(
         "run", {"heard": str(tmp_path / "set")}, str(tmp_path / "out"), lambda run: loaded, batch_size=3, **options

@@ -15,9 +15,10 @@ from fac_lightning.data.packing import collate_line
 from fac_lightning.generation import Decoding, Generator, Sampling, UserTurn
 from fac_lightning.generation.prompt import left_pad, prompt_batch, user_pieces
 from fac_lightning.generation.sampling import draw, penalize_repetition, pick, shortlist, uniforms
-from fac_lightning.generation.streams import SpeechStream, TextStream, close_group
+from fac_lightning.generation.streams import SpeechStream, TextStream
 from fac_lightning.heads import ParallelHead, RefinedHead, TextRefinedHead
 from fac_lightning.prompts import MODES, SPECIAL_TOKENS, ChatFormat
+from fac_lightning.replies import close_group
 from fac_lightning.testing.tiny import tiny_speech_lm
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechCodes, Waveforms, bos_code, eos_code, pad_code

@@ -33,6 +33,7 @@ class LoadedRun:
     tokenizer: Any  # SpeechTokenizer or None
     text_tokenizer: Any  # transformers tokenizer that knows the chat marks, or None
     data: dict[str, Any]  # the recipe's data node
+    reply: Any  # ReplyRule: how spoken replies lay in training
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -148,10 +149,13 @@ def load_run(run: str | Path, allow: Sequence[str] = ()) -> LoadedRun:
     tree = recipe.tree
     if not tree.get("model"):
         raise UserError(f"{file} has no model, so there is nothing to load")
-    problems = [p for name in ("model", "tokenizer") for p in untrusted(tree.get(name), allow, name)]
+    data = dict(tree.get("data") or {})
+    nodes = {"model": tree["model"], "tokenizer": tree.get("tokenizer"), "data.reply": data.get("reply")}
+    problems = [p for name, node in nodes.items() for p in untrusted(node, allow, name)]
     if problems:
         raise RecipeError(str(file), problems)
     from fac_lightning.callbacks.save_weights import load_weights
+    from fac_lightning.replies import reply_rule
 
     model = build_model(tree["model"], pretrained=False)
     load_weights(model, folder)
@@ -159,8 +163,8 @@ def load_run(run: str | Path, allow: Sequence[str] = ()) -> LoadedRun:
     model.eval()
     if tokenizer is not None:
         tokenizer.eval()
-    data = dict(tree.get("data") or {})
-    return LoadedRun(folder, recipe, model, tokenizer, _text_tokenizer(folder, data), data)
+    reply = reply_rule(data.get("lead_in", 0), instantiate(data.get("reply"), "data.reply"))
+    return LoadedRun(folder, recipe, model, tokenizer, _text_tokenizer(folder, data), data, reply)
 
 
 def _text_tokenizer(folder: Path, data: Mapping[str, Any]) -> Any:

@@ -60,8 +60,8 @@ class _Conversation:
             run.model,
             ChatFormat(run.text_tokenizer),
             tokenizer=run.tokenizer,
-            lead_in=run.data.get("lead_in", 0),
             system_prompts=run.data.get("system_prompts"),
+            reply=run.reply,
         )
         spoken = run.tokenizer is not None and getattr(run.model, "head", None) is not None
         hears = getattr(run.model, "encoder", None) is not None

@@ -17,6 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "adapters": ("CodeAdapter", "FeatureAdapter", "Fusion"),
     "backbones": ("Backbone",),
     "heads": ("SpeechHead",),
+    "replies": ("ReplyRule",),
     "models": ("Module",),
     "tasks": ("LightningModule",),
     "data": ("LightningDataModule", "run"),

@@ -22,7 +22,7 @@ TRUSTED = (
         f"fac_lightning.{room}."
         for room in (
             "tokenizers", "encoders", "adapters", "backbones", "heads", "detokenizers", "losses", "models", "tasks",
-            "data", "callbacks", "synthesizers", "recognizers", "types",
+            "data", "callbacks", "synthesizers", "recognizers", "replies", "types",
         )
     ),
     "torch.nn.",

@@ -22,6 +22,7 @@ from fac_lightning.data.packing import Budget, pack_lines
 from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
 from fac_lightning.data.text import CachedChatFormat
 from fac_lightning.prompts import ChatFormat
+from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.text_tokenizer import load_text_tokenizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry, SpeechTextBatch, to_device
@@ -52,13 +53,14 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         capacity: Positions of a line.
         max_audio_seconds: Users' speech that a line may hold; no limit when None.
         max_speech_tokens: Frames of codes to say that a line may hold; no limit when None.
-        lead_in: Groups of ``bos`` codes before a reply.
+        lead_in: Groups of ``bos`` codes before a reply: short for ``reply=FrameEnd(lead_in)``.
         system_prompts: Prompt per mode, where it is to differ. A dialogue's own prompt comes first.
         seed: Order and modes.
         num_workers: Processes that lay out and pack; 0 does it in the training process.
         val_lines: Use only the first lines of validation.
         look_ahead: Lines kept open while packing.
         cache_audio: Keep the users' waveforms in memory once read.
+        reply: How spoken replies lie in backbone positions; give this or ``lead_in``.
     """
 
     prepare_data_per_node = False
@@ -81,6 +83,7 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         val_lines: int | None = None,
         look_ahead: int = 64,
         cache_audio: bool = True,
+        reply: ReplyRule | None = None,
     ) -> None:
         super().__init__()
         self.train_paths = [train] if isinstance(train, str) else list(train)
@@ -91,9 +94,9 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             float("inf") if max_audio_seconds is None else max_audio_seconds,
             float("inf") if max_speech_tokens is None else max_speech_tokens,
         )
-        if lead_in < 0 or look_ahead < 1:
-            raise ValueError(f"lead_in must not be negative and look_ahead at least 1, got {lead_in} and {look_ahead}")
-        self.lead_in, self.system_prompts, self.seed = lead_in, system_prompts, seed
+        if look_ahead < 1:
+            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}; it counts lines kept open in packing")
+        self.reply, self.system_prompts, self.seed = reply_rule(lead_in, reply), system_prompts, seed
         self.num_workers, self.val_lines, self.look_ahead = num_workers, val_lines, look_ahead
         self.cache_audio = cache_audio
         self.train_corpus: Corpus | None = None
@@ -169,7 +172,7 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             "modes": self.modes,
             "budget": str(self.budget),
             "look_ahead": self.look_ahead,
-            "lead_in": self.lead_in,
+            "reply": str(self.reply),
             "seed": self.seed,
             "num_workers": max(1, self.num_workers),
             "world_size": self._shard()[1],
@@ -206,7 +209,7 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             self.tokenizer,
             self.modes,
             self.system_prompts,
-            self.lead_in,
+            self.reply,
             self.cache_audio,
         )
         rows = [corpus.row(i, self.seed, 0) for i in range(min(len(corpus), MAX_COUNTED))]
@@ -220,6 +223,17 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             if unserved + long > MAX_LEFT_OUT * len(rows):
                 raise ValueError(f"{message}. Raise capacity, max_audio_seconds or max_speech_tokens, or add modes")
             log.warning(message)
+        lost = [row.lost_text for row in rows if row is not None and row.lost_text]
+        if lost:
+            log.warning(
+                "%d of %d dialogues in %s have more text than speech has positions for, and %s cuts it: %d text tokens "
+                "are not learned. A longer lead-in, or the rule FrameEnd, keeps them.",
+                len(lost),
+                len(rows),
+                ", ".join(paths),
+                self.reply,
+                sum(lost),
+            )
         return corpus
 
     def _shard(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from fac_lightning.data.dialogue import check_turn, read_cuts, turn_span
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.manifest import manifest_path
 from fac_lightning.prompts import MODES, ChatFormat
+from fac_lightning.replies import FrameEnd, ReplyRule
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry
 
@@ -42,7 +43,7 @@ class Corpus:
         tokenizer: Makes the codes of the assistant's turns; None where no mode says speech.
         modes: Weight of each mode of ``prompts.MODES``.
         system_prompts: Prompts that replace those of the modes.
-        lead_in: Groups of ``bos`` codes before a reply.
+        reply: How spoken replies lie; ``FrameEnd()`` when None.
         cache_audio: Keep the users' waveforms as 16-bit integers once they are read.
         progress: Show a bar while codes are made.
     """
@@ -55,11 +56,11 @@ class Corpus:
         tokenizer: SpeechTokenizer | None,
         modes: Mapping[str, float],
         system_prompts: Mapping[str, str] | None = None,
-        lead_in: int = 0,
+        reply: ReplyRule | None = None,
         cache_audio: bool = True,
         progress: bool = True,
     ) -> None:
-        self.chat, self.geometry, self.lead_in = chat, geometry, lead_in
+        self.chat, self.geometry, self.reply = chat, geometry, reply or FrameEnd()
         self.modes = {mode: float(weight) for mode, weight in modes.items() if weight > 0}
         self.system_prompts = dict(system_prompts or {})
         if unknown := sorted((modes.keys() | self.system_prompts.keys()) - MODES.keys()):
@@ -95,7 +96,7 @@ class Corpus:
         if mode is None:
             return None
         system = item.system if item.system is not None else self.system_prompts.get(mode)
-        return lay_out(item.id, item.turns, self.chat, self.geometry, mode, self.lead_in, system)
+        return lay_out(item.id, item.turns, self.chat, self.geometry, mode, system=system, reply=self.reply)
 
     def describe(self) -> dict[str, float]:
         """Counts of what is there."""

@@ -5,12 +5,12 @@ A row is the system turn, then per turn its opening, its content and its closing
 * text: the tokens;
 * the user's speech: ``<|audio_bos|>``, one position per ``samples_per_position`` samples, ``<|audio_eos|>``;
 * the assistant's speech: ``<|audio_bos|>``, positions ``p_1 .. p_M`` that hold a text token *and* a group of codes,
-  ``<|audio_eos|>``. The code stream is the reply's frames and one frame of ``eos``, cut into groups of ``k``;
-  ``lead_in`` groups of ``bos`` may come first. Text shorter than speech is followed by ``<|sil|>``; where text is
-  longer, its last positions hold no codes.
+  ``<|audio_eos|>``. Text shorter than speech is followed by ``<|sil|>``. How codes are cut into groups, what leads in
+  and what ends, and what becomes of text that is longer than speech, says the reply rule (``fac_lightning.replies``).
 
 Text is learned from the last token of the assistant's opening (which predicts the first of the content) up to
-``<|im_end|>``. Group ``g_i`` is learned from the position before the one that holds it. Labels are shifted here, once.
+``<|im_end|>`` or, if the rule says so, the newline behind it. Group ``g_i`` is learned from the position before the
+one that holds it. Labels are shifted here, once.
 
 Legend: N positions, k frames per group, Q codebooks, C groups put in, H groups to say, U replies, T frames.
 """
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat
-from fac_lightning.types import IGNORE, SpeechGeometry, bos_code, eos_code, pad_code
+from fac_lightning.replies import ReplyRule, reply_rule
+from fac_lightning.types import IGNORE, SpeechGeometry, pad_code
 
 __all__ = ["Clip", "Row", "SpokenTurn", "fit_mode", "lay_out"]
 
@@ -64,6 +65,7 @@ class Row:
     clips: tuple[Clip, ...]  # (A,)
     audio_seconds: float  # of the user's clips
     seconds: float  # of speech, user and assistant
+    lost_text: int = 0  # tokens of transcripts for which speech had no position; the rule cuts them
 
     def __len__(self) -> int:
         """Positions."""
@@ -107,6 +109,7 @@ def lay_out(
     mode: str = "S2M",
     lead_in: int = 0,
     system: str | None = None,
+    reply: ReplyRule | None = None,
 ) -> Row:
     """Lay a dialogue out as one row.
 
@@ -122,13 +125,15 @@ def lay_out(
         mode: One of ``prompts.MODES``.
         lead_in: Groups of ``bos`` codes before the first real group.
         system: System prompt; that of the mode when None.
+        reply: How spoken replies lie; ``FrameEnd(lead_in)`` when None.
 
     Raises:
-        ValueError: The dialogue cannot serve the mode, or speech is asked for without a geometry.
+        ValueError: The dialogue cannot serve the mode, speech is asked for without a geometry, or ``lead_in`` and
+            ``reply`` are both given.
     """
     if fit_mode(mode, turns) != mode:
         raise ValueError(f"dialogue {dialogue_id!r} has no speech for mode {mode}; take the mode fit_mode gives")
-    layout = _Layout(chat, geometry, lead_in)
+    layout = _Layout(chat, geometry, reply_rule(lead_in, reply))
     layout.text(chat.system(SYSTEM_PROMPTS[mode] if system is None else system))
     user_speech, assistant_speech = MODES[mode]
     for turn in turns:
@@ -150,8 +155,8 @@ def lay_out(
 class _Layout:
     """Pieces of a row under construction; ``length`` is the next free position."""
 
-    def __init__(self, chat: ChatFormat, geometry: SpeechGeometry | None, lead_in: int) -> None:
-        self.chat, self.geometry, self.lead_in = chat, geometry, lead_in
+    def __init__(self, chat: ChatFormat, geometry: SpeechGeometry | None, reply: ReplyRule) -> None:
+        self.chat, self.geometry, self.reply = chat, geometry, reply
         self.length = 0
         self.ids: list[np.ndarray] = []
         self.mask: list[np.ndarray] = []
@@ -163,6 +168,7 @@ class _Layout:
         self.feature_positions: list[np.ndarray] = []
         self.clips: list[Clip] = []
         self.audio_seconds = self.reply_seconds = 0.0
+        self.lost_text = 0
 
     def text(self, ids: Sequence[int] | np.ndarray, embedded: bool = True) -> int:
         """Append positions; returns the first one."""
@@ -190,7 +196,7 @@ class _Layout:
         else:
             self.text(self.chat.encode(turn.text))
         end = self.text(self.chat.close())
-        self.labels.append((first, end))
+        self.labels.append((first, self.length - 1 if self.reply.learns_newline else end))
 
     def _heard(self, turn: SpokenTurn) -> None:
         """The user's speech."""
@@ -201,21 +207,28 @@ class _Layout:
         first = self.text(np.full(positions, self.chat.audio), embedded=False)
         self.text([self.chat.audio_eos])
         self.feature_positions.append(np.arange(first, first + positions))
+        if geometry.user_codes:
+            group = (positions, geometry.group_size, geometry.num_codebooks)
+            self.codes.append(np.full(group, pad_code(geometry.codebook_size), dtype=np.int64))
+            self.code_positions.append(np.arange(first, first + positions))
         self.clips.append(turn.clip)
         self.audio_seconds += turn.clip.num_samples / geometry.sample_rate
 
     def _said(self, turn: SpokenTurn) -> None:
         """The assistant's speech, text and codes side by side."""
         assert turn.codes is not None
-        stream, labels = _groups(turn.codes, self._geometry(), self.lead_in)
-        tokens = np.asarray(self.chat.encode(turn.text), dtype=np.int64)
+        said = self.reply.cut(turn.codes, self._geometry())
+        tokens, positions = np.asarray(self.chat.encode(turn.text), dtype=np.int64), len(said.codes)
+        if not self.reply.text_goes_on:
+            self.lost_text += max(0, len(tokens) - positions)
+            tokens = tokens[:positions]
         opening = self.text([self.chat.audio_bos])
-        self.text(np.pad(tokens, (0, max(0, len(stream) - len(tokens))), constant_values=self.chat.sil))
+        self.text(np.pad(tokens, (0, max(0, positions - len(tokens))), constant_values=self.chat.sil))
         self.text([self.chat.audio_eos])
-        self.codes.append(stream)
-        self.code_positions.append(np.arange(len(stream)) + opening + 1)
-        self.speech_labels.append(labels)
-        self.speech_positions.append(np.arange(len(labels)) + opening + self.lead_in)
+        self.codes.append(said.codes)
+        self.code_positions.append(np.arange(positions) + opening + 1)
+        self.speech_labels.append(said.labels)
+        self.speech_positions.append(np.arange(len(said.labels)) + opening + said.first)
         self.reply_seconds += turn.seconds
 
     def _geometry(self) -> SpeechGeometry:
@@ -244,21 +257,5 @@ class _Layout:
             clips=tuple(self.clips),
             audio_seconds=self.audio_seconds,
             seconds=self.audio_seconds + self.reply_seconds,
+            lost_text=self.lost_text,
         )
-
-
-def _groups(codes: np.ndarray, geometry: SpeechGeometry, lead_in: int) -> tuple[np.ndarray, np.ndarray]:
-    """Groups put in ``(lead_in + G, k, Q)`` and groups to say ``(G, k, Q)`` of a reply's codes ``(T, Q)``."""
-    k, size = geometry.group_size, geometry.codebook_size
-    if codes.ndim != 2 or codes.shape[1] != geometry.num_codebooks:
-        raise ValueError(
-            f"codes have the shape {codes.shape}; the model has {geometry.num_codebooks} codebooks: (T, "
-            f"{geometry.num_codebooks}). Give data and model the same tokenizer"
-        )
-    frames = len(codes) + 1  # and the frame of eos
-    stream = np.pad(codes.astype(np.int64), ((0, 1), (0, 0)), constant_values=eos_code(size))
-    tail = ((0, -frames % k), (0, 0))
-    said = np.pad(stream, tail, constant_values=pad_code(size)).reshape(-1, k, geometry.num_codebooks)
-    labels = np.pad(stream, tail, constant_values=IGNORE).reshape(said.shape)
-    lead = np.full((lead_in, k, geometry.num_codebooks), bos_code(size), dtype=np.int64)
-    return np.concatenate([lead, said]), labels

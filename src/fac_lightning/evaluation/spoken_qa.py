@@ -90,8 +90,8 @@ class SpokenQAEvaluation:
             loaded.model,
             ChatFormat(loaded.text_tokenizer),
             tokenizer=loaded.tokenizer,
-            lead_in=loaded.data.get("lead_in", 0),
             system_prompts=loaded.data.get("system_prompts"),
+            reply=loaded.reply,
         )
         result: dict[str, Any] = {"run": self.run_folder, "mode": self.mode, "sets": {}}
         truths: dict[str, tuple[np.ndarray, int]] = {}

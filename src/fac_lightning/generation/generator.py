@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-from fac_lightning.generation.prompt import Piece, UserTurn, left_pad, prompt_batch, user_pieces
+from fac_lightning.generation.memory import BackboneState, HeadMemory
+from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, user_pieces
 from fac_lightning.generation.reply import Reply, build_replies
 from fac_lightning.generation.sampling import Decoding
 from fac_lightning.generation.session import Session
-from fac_lightning.generation.stepping import BackboneState, Decoded, decode_reply
+from fac_lightning.generation.stepping import Decoded, decode_reply, read_prompt
 from fac_lightning.generation.streams import evaluating
 from fac_lightning.models import SpeechLM
 from fac_lightning.prompts import MODES, SYSTEM_PROMPTS, ChatFormat
+from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.tokenizers.base import SpeechTokenizer
-from fac_lightning.types import to_device
 
 __all__ = ["Generator"]
 
@@ -27,8 +28,9 @@ class Generator:
         model: The speech LLM; it runs in eval mode and is left as it was.
         chat: Token ids of the chat format it was trained on.
         tokenizer: Gives replies a waveform; without it they have codes only.
-        lead_in: Groups of ``bos`` codes before speech, as in training.
+        lead_in: Groups of ``bos`` codes before speech: short for ``reply=FrameEnd(lead_in)``.
         system_prompts: Mode -> system prompt, where it differs from ``SYSTEM_PROMPTS``.
+        reply: How spoken replies lie, as in training; give this or ``lead_in``.
     """
 
     def __init__(
@@ -38,11 +40,12 @@ class Generator:
         tokenizer: SpeechTokenizer | None = None,
         lead_in: int = 0,
         system_prompts: dict[str, str] | None = None,
+        reply: ReplyRule | None = None,
     ) -> None:
         unknown = sorted(set(system_prompts or ()) - set(MODES))
         if unknown:
             raise ValueError(f"system_prompts has unknown modes {unknown}; the modes are {', '.join(MODES)}")
-        self.model, self.chat, self.tokenizer, self.lead_in = model, chat, tokenizer, lead_in
+        self.model, self.chat, self.tokenizer, self.reply = model, chat, tokenizer, reply_rule(lead_in, reply)
         self.system_prompts = {**SYSTEM_PROMPTS, **(system_prompts or {})}
 
     def generate(self, turns: Sequence[UserTurn], mode: str = "S2M", decoding: Decoding | None = None) -> list[Reply]:
@@ -67,7 +70,7 @@ class Generator:
     def session(self, mode: str = "S2M", system: str | None = None, decoding: Decoding | None = None) -> Session:
         """A conversation of many turns that keeps its caches."""
         prompt = self.system_prompts.get(mode, "") if system is None else system
-        return Session(self.model, self.chat, mode, prompt, self.tokenizer, self.lead_in, decoding)
+        return Session(self.model, self.chat, mode, prompt, self.tokenizer, self.reply, decoding)
 
     def _pieces(self, turn: UserTurn, mode: str) -> list[Piece]:
         turn_pieces = user_pieces(self.chat, turn, mode)
@@ -77,7 +80,7 @@ class Generator:
     def _decode(self, rows: list[list[Piece]], spoken: bool, decoding: Decoding, seeds: list[int]) -> Decoded:
         with evaluating(self.model), torch.inference_mode():
             state = BackboneState(self.model, len(rows))
+            memory = HeadMemory(self.model, len(rows)) if spoken else None
             batch = prompt_batch(rows, self.chat, self.model.geometry)
-            embeds = self.model.embed(to_device(batch, state.mask.device))
-            hidden = state.feed(*left_pad(embeds, batch.lengths))
-            return decode_reply(self.model, self.chat, state, hidden, decoding, seeds, spoken, self.lead_in)
+            hidden = read_prompt(self.model, batch, state, memory)
+            return decode_reply(self.model, self.chat, state, hidden, decoding, seeds, spoken, self.reply, memory)

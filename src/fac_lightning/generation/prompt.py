@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fac_lightning.models import SpeechLM
 from fac_lightning.prompts import ASR_INSTRUCTION, MODES, TTS_INSTRUCTION, ChatFormat
-from fac_lightning.types import IGNORE, SpeechGeometry, SpeechTextBatch, Waveforms
+from fac_lightning.types import IGNORE, SpeechGeometry, SpeechTextBatch, Waveforms, pad_code
 
-__all__ = ["Piece", "UserTurn", "left_pad", "prompt_batch", "user_pieces"]
+__all__ = ["Piece", "UserTurn", "left_pad", "prompt_batch", "prompt_text", "user_pieces"]
 
 #: Token ids, or a clip ``(S,)`` that takes one position per ``samples_per_position`` samples.
 Piece = list[int] | Tensor
@@ -60,7 +61,7 @@ def _clip(audio: Tensor | np.ndarray | None, mode: str) -> Tensor:
 
 
 def prompt_batch(rows: Sequence[Sequence[Piece]], chat: ChatFormat, geometry: SpeechGeometry) -> SpeechTextBatch:
-    """Rows of pieces as one packed line without labels and without codes."""
+    """Rows of pieces as one packed line without labels; codes only where ``geometry.user_codes`` wants pad codes."""
     ids: list[int] = []
     is_text: list[bool] = []
     lengths: list[int] = []
@@ -80,25 +81,33 @@ def prompt_batch(rows: Sequence[Sequence[Piece]], chat: ChatFormat, geometry: Sp
     text_mask, samples = torch.tensor(is_text, dtype=torch.bool), [len(c) for c in clips]
     audio = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True) if clips else torch.zeros(0, 0)
     none = torch.zeros(0, dtype=torch.int64)
-    group = (0, geometry.group_size, geometry.num_codebooks)
+    group = (geometry.group_size, geometry.num_codebooks)
+    heard = (~text_mask).nonzero().squeeze(1)
+    with_codes = heard if geometry.user_codes else none
     return SpeechTextBatch(
         text_ids=torch.tensor(ids, dtype=torch.int64),
         text_mask=text_mask,
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         lengths=torch.tensor(lengths),
         text_labels=torch.full((len(ids),), IGNORE),
-        codes=none.reshape(group),
-        code_positions=none,
+        codes=torch.full((len(with_codes), *group), pad_code(geometry.codebook_size)),
+        code_positions=with_codes,
         speech_positions=none,
-        speech_labels=none.reshape(group),
+        speech_labels=none.reshape(0, *group),
         reply_lengths=none,
         audio=Waveforms(audio, torch.tensor(samples, dtype=torch.int64), geometry.sample_rate),
-        feature_positions=(~text_mask).nonzero().squeeze(1),
+        feature_positions=heard,
         capacity=len(ids),
         seconds=sum(samples) / geometry.sample_rate if samples else 0.0,
         text_token_total=0,
         speech_token_total=0,
     )
+
+
+def prompt_text(model: SpeechLM, batch: SpeechTextBatch) -> Tensor:
+    """Text embeddings ``(N, D)`` of a packed line, zero where a position has no text."""
+    text = model.backbone.embed(batch.text_ids.masked_fill(~batch.text_mask, 0))
+    return text.masked_fill(~batch.text_mask[:, None], 0)
 
 
 def left_pad(embeds: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fac_lightning.generation.memory import BackboneState, HeadMemory
 from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, user_pieces
 from fac_lightning.generation.reply import Reply, build_replies
 from fac_lightning.generation.sampling import Decoding
-from fac_lightning.generation.stepping import BackboneState, Decoded, decode_reply
+from fac_lightning.generation.stepping import Decoded, decode_reply, read_prompt
 from fac_lightning.generation.streams import evaluating
 from fac_lightning.models import SpeechLM
 from fac_lightning.prompts import MODES, ChatFormat
+from fac_lightning.replies import FrameEnd, ReplyRule
 from fac_lightning.tokenizers.base import SpeechTokenizer
-from fac_lightning.types import to_device
 
 __all__ = ["Session"]
 
@@ -23,7 +24,8 @@ class Session:
     """One conversation. All its state is in this object, so sessions over one model do not disturb each other.
 
     The cache holds the dialogue as a training row would: after a reply, the closing marks of the assistant's turn are
-    given to the backbone together with the next user turn.
+    given to the backbone together with the next user turn. A head whose context is the whole sequence has read them
+    too when it speaks next.
 
     Args:
         model: The speech LLM; it runs in eval mode and is left as it was.
@@ -32,7 +34,7 @@ class Session:
             S2M is answered as in T2M.
         system: System prompt.
         tokenizer: Gives replies a waveform; without it they have codes only.
-        lead_in: Groups of ``bos`` codes before speech, as in training.
+        reply: How spoken replies lie, as in training; ``FrameEnd()`` when None.
         decoding: Sampling and the longest reply; greedy by default. Turn ``i`` draws from ``seed + i``.
     """
 
@@ -43,17 +45,18 @@ class Session:
         mode: str,
         system: str,
         tokenizer: SpeechTokenizer | None = None,
-        lead_in: int = 0,
+        reply: ReplyRule | None = None,
         decoding: Decoding | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
         self.model, self.chat, self.mode, self.tokenizer = model, chat, mode, tokenizer
-        self.lead_in, self.decoding = lead_in, decoding or Decoding()
+        self.reply, self.decoding = reply or FrameEnd(), decoding or Decoding()
         self.turns = 0  # answered so far
         self._state = BackboneState(model, 1)
+        self._memory = HeadMemory(model, 1) if MODES[mode][1] else None
         self._unseen: list[Piece] = [chat.system(system)]  # what the backbone must read before the next user turn
-        self._pending: Tensor | None = None  # (1, 1, D), the last position of the reply before
+        self._before: Decoded | None = None  # the reply before, whose last position the backbone has not seen
 
     def send(self, text: str | None = None, audio: Tensor | np.ndarray | None = None) -> Reply:
         """Say something and get the answer.
@@ -85,15 +88,13 @@ class Session:
         opening: list[Piece] = [[self.chat.audio_bos]] if spoken else []
         batch = prompt_batch([[*self._unseen, *pieces, *opening]], self.chat, self.model.geometry)
         with evaluating(self.model), torch.inference_mode():
-            embeds = self.model.embed(to_device(batch, self._state.mask.device))[None]
-            if self._pending is not None:
-                embeds = torch.cat([self._pending, embeds], dim=1)
-            hidden = self._state.feed(embeds)
-            return decode_reply(self.model, self.chat, self._state, hidden, self.decoding, seeds, spoken, self.lead_in)
+            state, memory = self._state, self._memory
+            hidden = read_prompt(self.model, batch, state, memory, self._before)
+            return decode_reply(self.model, self.chat, state, hidden, self.decoding, seeds, spoken, self.reply, memory)
 
     def _close(self, decoded: Decoded) -> None:
         """Remember what ends the assistant's turn. A cut reply is closed as if it had ended by itself."""
-        close, self._pending = self.chat.close(), decoded.pending
+        close, self._before = self.chat.close(), decoded
         if not decoded.finished.item():
             self._unseen = [[self.chat.audio_eos, *close]] if decoded.codes is not None else [close]
         elif decoded.codes is not None:

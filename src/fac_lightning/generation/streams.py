@@ -11,12 +11,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.sampling import Sampling, pick, uniforms
 from fac_lightning.models import SpeechLM
 from fac_lightning.prompts import IM_START, ChatFormat
+from fac_lightning.replies import ReplyRule
 from fac_lightning.types import bos_code, code_vocab_size, eos_code, pad_code
 
-__all__ = ["SpeechStream", "TextStream", "close_group", "evaluating", "join", "reply_noise"]
+__all__ = ["SpeechStream", "TextStream", "evaluating", "join", "reply_noise"]
 
 
 class TextStream:
@@ -59,77 +61,99 @@ class TextStream:
         self.kept.append(~self.done)
         return token
 
+    def close(self, rows: Tensor) -> Tensor:
+        """The newest tokens ``(B,)``, with the mark that closes the reply in ``rows`` ``(B,)`` bool."""
+        self.tokens[-1] = self.tokens[-1].masked_fill(rows, self.stop)
+        self.done = self.done | rows
+        self.kept[-1] = self.kept[-1] & ~rows
+        return self.tokens[-1]
+
 
 class SpeechStream:
     """Asks the head for groups until each row has said ``eos``.
 
     Args:
-        model: Has the head.
+        memory: The head and what it remembers.
         sampling: How to pick codes.
         noise: Uniform numbers ``(B, max_positions, k * Q)``.
-        lead_in: Groups of ``bos`` codes before the first group of speech.
+        reply: How a spoken reply lies, as in training.
     """
 
-    def __init__(self, model: SpeechLM, sampling: Sampling, noise: Tensor, lead_in: int) -> None:
-        if model.head is None:
-            raise ValueError("the model has no head, so it cannot speak; give SpeechLM(head=...) or choose a text mode")
-        self.head, self.sampling, self.noise, self.lead_in = model.head, sampling, noise, lead_in
+    def __init__(self, memory: HeadMemory, sampling: Sampling, noise: Tensor, reply: ReplyRule) -> None:
+        head = memory.head
+        if reply.says_bos and not head.says_special:
+            raise ValueError(
+                f"{type(head).__name__} cannot say bos, and by {reply} the head says the lead-in; take the rule "
+                "fac_lightning.replies.FrameEnd, or a head that says_special (FunAudioHead)"
+            )
+        self.memory, self.sampling, self.noise, self.reply = memory, sampling, noise, reply
+        memory.begin_reply()
         batch_size, device = len(noise), noise.device
-        size, k, q = self.head.codebook_size, self.head.group_size, self.head.num_codebooks
-        self.state = self.head.new_state(batch_size)
-        self.lead = torch.full((batch_size, k, q), bos_code(size), device=device)
-        self.silence = torch.full((batch_size, k, q), pad_code(size), device=device)
+        self.codebook_size = size = head.codebook_size
+        shape = (batch_size, head.group_size, head.num_codebooks)
+        self.lead = torch.full(shape, bos_code(size), device=device)
+        self.silence = torch.full(shape, pad_code(size), device=device)
         self.due = torch.ones(batch_size, dtype=torch.bool, device=device)  # rows that still speak
-        self.seen = torch.zeros(q, batch_size, code_vocab_size(size), dtype=torch.bool, device=device)
-        self.eos = torch.tensor([eos_code(size)], device=device)
+        self.over = ~self.due  # rows that have nothing more to say in this group
+        self.leads = self.due  # rows that have said no real code
+        self.frame_leads = self.over  # rows whose current frame is one of bos
+        self.seen = torch.zeros(head.num_codebooks, batch_size, code_vocab_size(size), dtype=torch.bool, device=device)
+        forbidden = torch.zeros(2, code_vocab_size(size), dtype=torch.bool)  # [a code was said, none was]
+        forbidden[:, [bos_code(size), pad_code(size)]] = True
+        forbidden[1, bos_code(size)] = not reply.says_bos
+        inside = forbidden[0].clone()
+        inside[eos_code(size)] = True  # a frame ends the speech as a whole, so its first code decides
+        self.forbidden, self.forbidden_inside = forbidden.to(device), inside.to(device)
         self.asked = 0  # codes of the current group
         self.groups: list[Tensor] = []  # (B, k, Q) per position
         self.kept: list[Tensor] = []  # (B, k) bool per position, real codes before the row's eos
 
     def next(self, hidden: Tensor, text_embeds: Tensor, any_due: bool) -> tuple[Tensor, Tensor]:
-        """Groups ``(B, k, Q)`` after ``hidden`` ``(B, D)``, and which rows have one ``(B,)``.
+        """Groups ``(B, k, Q)`` after ``hidden`` ``(B, D)``, and which rows have one at the next position ``(B,)``.
 
         ``text_embeds`` ``(B, D)`` are those of the text tokens that ``hidden`` has read last. Nothing is computed once
         ``any_due`` is False.
         """
         present, group = self.due, self.silence
         frames = torch.zeros(group.shape[:2], dtype=torch.bool, device=group.device)
-        if any_due and len(self.groups) < self.lead_in:
+        if not any_due:
+            self.memory.listen(hidden[:, None], text_embeds[:, None])
+        elif len(self.groups) < self.reply.lead_in_groups:
+            self.memory.listen(hidden[:, None], text_embeds[:, None])
             group = self.lead
-        elif any_due:
-            self.asked = 0
-            said = self.head.step(hidden, self.state, self._pick, text_embeds if self.head.needs_text else None)
-            closed, speech = close_group(said, self.head.codebook_size)
-            self.due = self.due & speech.all(1)
-            group = torch.where(present[:, None, None], closed, self.silence)
-            frames = speech & present[:, None]
+        else:
+            self.asked, self.over = 0, ~self.due
+            said = self.reply.close(self.memory.say(hidden, self._pick, text_embeds), self.codebook_size)
+            self.due = self.due & ~said.ended
+            group = torch.where(present[:, None, None], said.groups, self.silence)
+            frames = said.speech & present[:, None]
+            if not self.reply.text_goes_on:  # the position at which speech ends is the mark's
+                present = self.due
         self.groups.append(group)
         self.kept.append(frames)
         return group, present
 
     def _pick(self, logits: Tensor) -> Tensor:
         """Codes ``(B,)``; the head asks frame by frame and, within a frame, codebook by codebook."""
-        codebook = self.asked % len(self.seen)
-        if codebook > 0:  # a frame ends the speech as a whole, so its first code decides
-            logits = logits.index_fill(1, self.eos, -torch.inf)
+        codebook, size = self.asked % len(self.seen), self.codebook_size
+        if codebook > 0:
+            logits = logits.masked_fill(self.forbidden_inside, -torch.inf)
+        else:
+            logits = logits.masked_fill(self.forbidden[self.leads.long()], -torch.inf)
         seen = self.seen[codebook]
         code = pick(logits, self.sampling, self.noise[:, len(self.groups), self.asked], seen)
+        if self.reply.says_bos:
+            if codebook > 0:  # a frame leads in as a whole
+                code = code.masked_fill(self.frame_leads, bos_code(size))
+            self.frame_leads = code == bos_code(size)
+            self.leads = self.leads & (code >= size)
+        code = code.masked_fill(self.over, self.reply.filler(size))
+        self.over = self.over | (code == eos_code(size))
         if self.sampling.repetition_penalty != 1.0:
             seen.scatter_(1, code[:, None], True)
+            seen[:, bos_code(size)] = False  # the lead-in repeats by design
         self.asked += 1
         return code
-
-
-def close_group(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Groups ``(B, k, Q)`` as training writes them, and the frames ``(B, k)`` bool that are speech.
-
-    The first frame with a special code becomes ``eos`` in all codebooks and the frames after it ``pad``.
-    """
-    special = (codes >= codebook_size).any(-1)
-    ends = special.cumsum(1)
-    closed = torch.where((ends > 0)[..., None], pad_code(codebook_size), codes)
-    closed = torch.where((special & (ends == 1))[..., None], eos_code(codebook_size), closed)
-    return closed, ends == 0
 
 
 def reply_noise(seeds: list[int], max_positions: int, draws: int, needed: bool, device: torch.device) -> Tensor:

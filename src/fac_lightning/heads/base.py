@@ -58,7 +58,8 @@ class SpeechHead(nn.Module, ABC):
         """Say the next group ``(B, group_size, num_codebooks)`` after ``hidden`` ``(B, dim)``; ``state`` moves on.
 
         ``sample`` picks codes ``(B,)`` from logits ``(B, code_vocab_size)``; logits of ``bos`` and ``pad`` are -inf
-        unless the head ``says_special``. Once a row said ``eos`` the rest of its group is filled with ``pad``.
+        unless the head ``says_special``. Once a row said ``eos`` the rest of its group is filled with ``pad``; a
+        ``whole_sequence`` head remembers what ``sample`` gave there, as labels of the reply rule would have it.
         """
 
     def read(

@@ -189,10 +189,10 @@ class FunAudioHead(SpeechHead):
         said = []
         for frame in range(self.group_size):
             logits = self.advance(vectors[:, frame, None], state)[:, self.rows]
-            codes = sample(logits).masked_fill(ended, pad_code(self.codebook_size))
+            codes = sample(logits)
+            state.previous = self.rows[codes]  # behind eos too: the reply rule decides what is remembered there
+            said.append(codes.masked_fill(ended, pad_code(self.codebook_size)))
             ended = ended | (codes == eos_code(self.codebook_size))
-            state.previous = self.rows[codes]
-            said.append(codes)
         return torch.stack(said, 1)[..., None]
 
     def advance(self, vectors: Tensor, state: FunAudioState, mask: Tensor | None = None) -> Tensor:

@@ -21,8 +21,14 @@ def check_labels(labels: Tensor, codebook_size: int) -> None:
     Raises:
         ValueError: Names the first such label.
     """
-    outside = (labels < 0) | (labels == bos_code(codebook_size)) | (labels > eos_code(codebook_size))
+    bos = bos_code(codebook_size)
+    outside = (labels < 0) | (labels == bos) | (labels > eos_code(codebook_size))
     wrong = labels[outside & (labels != IGNORE)]
+    if (wrong == bos).any():
+        raise ValueError(
+            f"speech label {bos} cannot be said: it is bos, a lead-in to be learned, and this head has no row for it; "
+            "take the reply rule fac_lightning.replies.FrameEnd, or a head that says_special (FunAudioHead)"
+        )
     if wrong.numel():
         raise ValueError(
             f"speech label {int(wrong[0])} cannot be said: with codebook_size {codebook_size} labels are "

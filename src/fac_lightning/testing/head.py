@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ __all__ = ["check_head"]
 
 def check_head(head: SpeechHead, atol: float = 1e-5) -> None:
     """Hold a head to its contract: masks, packing and stepping agree with one teacher-forced pass.
+
+    Of a head that reads the ``whole_sequence``, reading too: behind positions that were read, padding among them, a
+    step gives what one pass gives.
 
     Args:
         head: Small enough for a CPU; it is copied and set to ``eval``.
@@ -39,6 +43,8 @@ def check_head(head: SpeechHead, atol: float = 1e-5) -> None:
     _check_causality(part, hidden, labels, lengths, text, out, atol)
     rows = torch.tensor([[0, 1, 2], [4, 5, 6]])
     _check_steps(part, hidden, labels, text, rows, out, atol)
+    if part.whole_sequence:
+        _check_reading(part, hidden, labels, text, out, atol)
 
     empty = part(hidden[:0], labels[:0], lengths[:0], None if text is None else text[:0])
     assert empty.logprobs.shape == (0, k, q), "no groups must give no log-probabilities"
@@ -100,26 +106,49 @@ def _check_steps(
     state = part.new_state(len(rows))
     for group in range(rows.shape[1]):
         index = rows[:, group]
-        wanted = labels[index].flatten(1)  # (B, S)
-
-        def sample(logits: Tensor, wanted: Tensor = wanted) -> Tensor:
-            assert logits.shape == (len(rows), size + 3), (
-                f"sample got logits {tuple(logits.shape)}, not (B, {size + 3})"
-            )
-            never = logits[:, [bos_code(size), pad_code(size)]]
-            assert bool((never == -torch.inf).all()), "logits of bos and pad must be -inf"
-            label = wanted[:, len(seen) % wanted.shape[1]]
-            codes = label.where(label != IGNORE, 0)
-            seen.append(logits.log_softmax(1).gather(1, codes[:, None]).squeeze(1))
-            return codes
-
-        said = part.step(hidden[index], state, sample, None if text is None else text[index])
-        filled = wanted.where(wanted != IGNORE, pad_code(size)).view_as(labels[index])
+        said = part.step(hidden[index], state, _dictate(part, labels[index], seen), _rows(text, index))
+        filled = labels[index].where(labels[index] != IGNORE, pad_code(size))
         assert said.shape == filled.shape, f"step gives {tuple(said.shape)}, not {tuple(filled.shape)}"
         assert torch.equal(said, filled), "step must return what was sampled, and pad after eos"
     stepped = torch.stack(seen, 1).unflatten(1, (rows.shape[1], *labels.shape[1:]))  # (B, groups, k, Q)
     forced, mask = out.logprobs[rows], out.mask[rows]
     _same(stepped[mask], forced[mask], atol, "stepping must give the log-probabilities of one teacher-forced pass")
+
+
+@torch.no_grad()
+def _check_reading(
+    part: SpeechHead, hidden: Tensor, labels: Tensor, text: Tensor | None, out: HeadOutput, atol: float
+) -> None:
+    """The first row reads two positions, the second one position behind padding; then both step."""
+    read, mask, last = torch.tensor([[0, 1], [3, 5]]), torch.tensor([[True, True], [False, True]]), torch.tensor([2, 6])
+    state, seen = part.new_state(2), list[Tensor]()
+    groups = labels[read].masked_fill(~mask[..., None, None], pad_code(part.codebook_size))
+    part.read(hidden[read], groups, state, mask, _rows(text, read))
+    part.step(hidden[last], state, _dictate(part, labels[last], seen), _rows(text, last))
+    short = part(hidden[5:], labels[5:], torch.tensor([2]), _rows(text, slice(5, None)))
+    stepped, kept = torch.stack(seen, 1).view_as(labels[last]), out.mask[last]
+    forced = torch.stack([out.logprobs[2], short.logprobs[1]])
+    _same(stepped[kept], forced[kept], atol, "a step behind positions that were read must give what one pass gives")
+
+
+def _dictate(part: SpeechHead, labels: Tensor, seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """A ``sample`` that picks the labels ``(B, k, Q)`` one by one, and keeps their log-probabilities ``(B,)``."""
+    wanted, size = iter(labels.flatten(1).unbind(1)), part.codebook_size
+
+    def sample(logits: Tensor) -> Tensor:
+        assert logits.shape == (len(labels), size + 3), f"sample got logits {tuple(logits.shape)}, not (B, {size + 3})"
+        never = logits[:, [bos_code(size), pad_code(size)]]
+        assert part.says_special or bool((never == -torch.inf).all()), "logits of bos and pad must be -inf"
+        label = next(wanted)
+        codes = label.where(label != IGNORE, 0)
+        seen.append(logits.log_softmax(1).gather(1, codes[:, None]).squeeze(1))
+        return codes
+
+    return sample
+
+
+def _rows(text: Tensor | None, index: Tensor | slice) -> Tensor | None:
+    return None if text is None else text[index]
 
 
 def _same(left: Tensor, right: Tensor, atol: float, promise: str) -> None:
