@@ -4,7 +4,16 @@ from fac_lightning.data.chat import SpeechChatDataModule
 from fac_lightning.data.codec_data import CodecDataModule
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.corpus import Corpus
-from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn, load_turn_audio, read_cuts, read_dialogues
+from fac_lightning.data.dialogue import (
+    Dialogue,
+    DialogueWriter,
+    Turn,
+    load_turn_audio,
+    load_turn_codes,
+    read_cuts,
+    read_dialogues,
+)
+from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
 from fac_lightning.data.sentences import make_sentences
@@ -12,6 +21,7 @@ from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.synthesis import DialogueSynthesis
 from fac_lightning.data.synthesis_plan import SynthesisSplit
 from fac_lightning.data.text import TextTokenizerTraining
+from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.data.world import Fact, Question, World
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "DialogueSynthesis",
     "DialogueWriter",
     "Fact",
+    "FunAudioChatImport",
     "JsonlDialogues",
     "Question",
     "Row",
@@ -33,11 +44,14 @@ __all__ = [
     "SynthesisSplit",
     "TextTokenizerTraining",
     "Turn",
+    "TurnCodes",
     "World",
     "collate_line",
+    "export_fun_audio_chat_json",
     "fit_mode",
     "lay_out",
     "load_turn_audio",
+    "load_turn_codes",
     "make_sentences",
     "pack_lines",
     "read_cuts",

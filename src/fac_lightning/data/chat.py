@@ -218,7 +218,8 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         if unserved or long:
             message = (
                 f"{unserved + long} of {len(rows)} dialogues in {', '.join(paths)} are left out: {long} do not fit a "
-                f"line of {self.budget}, {unserved} have no speech for the modes {', '.join(corpus.modes)}"
+                f"line of {self.budget}, {unserved} have no speech for the modes {', '.join(corpus.modes)}, "
+                "or no text of it where these need that"
             )
             if unserved + long > MAX_LEFT_OUT * len(rows):
                 raise ValueError(f"{message}. Raise capacity, max_audio_seconds or max_speech_tokens, or add modes")

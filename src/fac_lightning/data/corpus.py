@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 
 from fac_lightning.data.audio import Span, check_sources, read_span
-from fac_lightning.data.codes import CodeStore
-from fac_lightning.data.dialogue import check_turn, read_cuts, turn_span
+from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
+from fac_lightning.data.dialogue import check_turn, load_turn_codes, read_cuts, turn_span
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.manifest import manifest_path
+from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.replies import FrameEnd, ReplyRule
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry
 
 __all__ = ["Corpus", "CorpusItem"]
+
+NEED_USER_TEXT = ("T2M", "T2T", "ASR")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class CorpusItem:
     id: str
     turns: tuple[SpokenTurn, ...]
     system: str | None
+    unwritten: bool = False  # a spoken user turn has no text, so no mode that needs it can be served
 
 
 class Corpus:
@@ -40,7 +44,8 @@ class Corpus:
         paths: Dialogue folders or manifests, one after the other.
         chat: Token ids.
         geometry: Sizes of the model; None for text alone.
-        tokenizer: Makes the codes of the assistant's turns; None where no mode says speech.
+        tokenizer: Makes the codes of the assistant's turns; None where no mode says speech, or where codes come with
+            the turns.
         modes: Weight of each mode of ``prompts.MODES``.
         system_prompts: Prompts that replace those of the modes.
         reply: How spoken replies lie; ``FrameEnd()`` when None.
@@ -71,6 +76,7 @@ class Corpus:
         self._says = any(MODES[mode][1] for mode in self.modes)
         self._check_sizes(tokenizer)
         self.items: list[CorpusItem] = []
+        self._codes_name: str | None = None
         for path in paths:
             self._read(path, tokenizer, cache_audio, progress)
         if not self.items:
@@ -82,7 +88,7 @@ class Corpus:
 
     def draw_mode(self, item: CorpusItem, seed: int, epoch: int) -> str | None:
         """The mode of a dialogue in an epoch, by weight; None when it can serve no mode. Depends on nothing else."""
-        served = [(fitted, self.modes[mode]) for mode in self.modes if (fitted := fit_mode(mode, item.turns))]
+        served = [(fitted, self.modes[mode]) for mode in self.modes if (fitted := self._fit(mode, item))]
         if not served:
             return None
         ticket = int.from_bytes(blake2b(f"{seed}/{epoch}/{item.id}".encode(), digest_size=7).digest()) / 2**56
@@ -113,18 +119,28 @@ class Corpus:
             "assistant_hours": sum(said) / 3600,
         }
 
+    def _fit(self, mode: str, item: CorpusItem) -> str | None:
+        """The mode nearest to ``mode`` that a dialogue can serve, or None."""
+        fitted = fit_mode(mode, item.turns)
+        return None if item.unwritten and fitted in NEED_USER_TEXT else fitted
+
     def _read(self, path: str | Path, tokenizer: SpeechTokenizer | None, cache_audio: bool, progress: bool) -> None:
         cuts = list(read_cuts(path))
         if twice := [name for name, n in Counter(cut.id for cut in cuts).items() if n > 1]:
             raise ValueError(f"{path} has several dialogues of the id {twice[0]!r}; ids must be unique")
         replies = False
+        stored: dict[tuple[str, int], TurnCodes] = {}
         for cut in cuts:
             for i, supervision in enumerate(cut.supervisions):
                 check_turn(cut, i)
                 if (span := turn_span(cut, i)) is not None:
                     check_sources(span.recording)
                     replies |= supervision.speaker == "assistant"
+                if (made := load_turn_codes(cut, i)) is not None:
+                    stored[cut.id, i] = made
         codes: dict[tuple[str, int], np.ndarray] = {}
+        if stored and self._says:
+            codes = self._check_stored(path, stored, tokenizer)
         if replies and self._says:
             if tokenizer is None or self.geometry is None:
                 raise ValueError(
@@ -132,10 +148,42 @@ class Corpus:
                     f"{'speech tokenizer' if tokenizer is None else 'geometry'}; give one, or leave the modes S2M, "
                     "T2M and TTS out"
                 )
-            codes = CodeStore(manifest_path(path).parent, tokenizer).complete(cuts, progress)
+            codes |= CodeStore(manifest_path(path).parent, tokenizer).complete(cuts, progress)
         for cut in cuts:
             turns = tuple(self._turn(cut, i, codes, cache_audio) for i in range(len(cut.supervisions)))
-            self.items.append(CorpusItem(cut.id, turns, (cut.custom or {}).get("system")))
+            unwritten = any(
+                turn.speaker == "user" and not turn.text.strip() and turn_span(cut, i) is not None
+                for i, turn in enumerate(cut.supervisions)
+            )
+            self.items.append(CorpusItem(cut.id, turns, (cut.custom or {}).get("system"), unwritten))
+
+    def _check_stored(
+        self, path: str | Path, stored: Mapping[tuple[str, int], TurnCodes], tokenizer: SpeechTokenizer | None
+    ) -> dict[tuple[str, int], np.ndarray]:
+        """Codes ``(T, Q)`` that come with turns, if they are those that the model speaks."""
+        for (name, i), made in stored.items():
+            where = f"{path}: cut {name!r}, turn {i}"
+            self._codes_name = self._codes_name or made.tokenizer
+            if made.tokenizer != self._codes_name:
+                raise ValueError(
+                    f"{where} has codes of {made.tokenizer!r}, turns before it of {self._codes_name!r}: they mean "
+                    "other sounds; train on one kind at a time"
+                )
+            if self.geometry is None:
+                raise ValueError(f"{where} has codes that {', '.join(self.modes)} say, but there is no geometry")
+            books, size = made.codes.shape[1], int(made.codes.max())
+            if books != self.geometry.num_codebooks or size >= self.geometry.codebook_size:
+                raise ValueError(
+                    f"{where} has {books} codebook(s) with codes up to {size}, the model {self.geometry.num_codebooks} "
+                    f"with codes below {self.geometry.codebook_size}; build the model for {made.tokenizer!r}"
+                )
+        if tokenizer is not None and self._codes_name not in _names(tokenizer):
+            raise ValueError(
+                f"{path} has codes of {self._codes_name!r}, but the speech tokenizer {type(tokenizer).__name__} is "
+                f"{' or '.join(_names(tokenizer))}: the same numbers mean other sounds. Give the tokenizer that made "
+                "them, or none"
+            )
+        return {turn: made.codes for turn, made in stored.items()}
 
     def _turn(self, cut: Any, index: int, codes: Mapping[tuple[str, int], np.ndarray], cache_audio: bool) -> SpokenTurn:
         supervision, span = cut.supervisions[index], turn_span(cut, index)
@@ -172,6 +220,12 @@ class Corpus:
                     f"the speech tokenizer has (codebooks, codes) = {sizes}, the model "
                     f"{(geometry.num_codebooks, geometry.codebook_size)}; build the model with the tokenizer's sizes"
                 )
+
+
+def _names(tokenizer: SpeechTokenizer) -> list[str]:
+    """Names of the codes that a tokenizer makes."""
+    name = tokenizer.codes_name
+    return [*([name] if name else []), tokenizer_fingerprint(tokenizer)]
 
 
 class _ClipReader:

@@ -3,6 +3,9 @@
 A folder holds ``cuts.jsonl`` and ``audio/*.flac``. The user's turns are one recording, end to end; the assistant's
 turns are another, ``target_audio``, which does not run along the first (``target_audio_unaligned``). Each turn is a
 supervision whose start and duration count in its own side's recording. Paths in the manifest are relative to it.
+
+An assistant's turn may come as codes of a named tokenizer, without a recording; they stand in the manifest, as
+``codes`` of the supervision.
 """
 
 from __future__ import annotations
@@ -20,11 +23,21 @@ import numpy as np
 from fac_lightning.data.audio import Span, read_span
 from fac_lightning.data.lhotse_setup import import_lhotse
 from fac_lightning.data.manifest import Manifest, drop_partial_line, manifest_path, read_records
+from fac_lightning.data.turn_codes import TurnCodes
 
-__all__ = ["Dialogue", "DialogueWriter", "Turn", "load_turn_audio", "read_cuts", "read_dialogues"]
+__all__ = [
+    "Dialogue",
+    "DialogueWriter",
+    "Turn",
+    "load_turn_audio",
+    "load_turn_codes",
+    "read_cuts",
+    "read_dialogues",
+]
 
 Role = Literal["user", "assistant"]
 RESERVED = {"system", "target_audio", "target_audio_unaligned"}
+RESERVED_OF_TURNS = {"codes", "spoken"}
 NOMINAL_CHARACTERS_PER_SECOND = 15.0
 
 
@@ -37,6 +50,7 @@ class Turn:
     audio: np.ndarray | None = None  # (S,) float32, mono
     sample_rate: int | None = None  # Hz, with audio
     custom: dict[str, Any] = field(default_factory=dict)  # JSON values
+    codes: TurnCodes | None = None  # the assistant's speech where there is no audio
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class DialogueWriter:
         """Append one dialogue.
 
         Raises:
-            ValueError: The id is already there, or a turn's audio cannot be stored.
+            ValueError: The id is already there, or a turn's audio or codes cannot be stored.
         """
         if dialogue.id in self.done:
             raise ValueError(f"dialogue {dialogue.id!r} is already in {self.path}; ids must be unique")
@@ -105,6 +119,8 @@ class DialogueWriter:
             raise ValueError(f"dialogue {dialogue.id!r} has no turns")
         if taken := RESERVED & dialogue.custom.keys():
             raise ValueError(f"dialogue {dialogue.id!r}: custom keys {sorted(taken)} are reserved; rename them")
+        for i, turn in enumerate(dialogue.turns):
+            _check_parts(turn, f"dialogue {dialogue.id!r}, turn {i}")
         recordings, spans = {}, {}
         for role in ("user", "assistant"):
             recordings[role], side = self._write_side(dialogue, role)
@@ -114,6 +130,9 @@ class DialogueWriter:
         for i, turn in enumerate(dialogue.turns):
             # lhotse wants a length of everything: turns without audio get that of their text, read aloud.
             start, duration = spans.get(i, (0.0, max(1, len(turn.text)) / NOMINAL_CHARACTERS_PER_SECOND))
+            stored = {}
+            if turn.codes is not None:
+                duration, stored = turn.codes.seconds, {"codes": turn.codes.to_record()}
             nominal += duration
             supervisions.append(
                 lhotse.SupervisionSegment(
@@ -123,7 +142,7 @@ class DialogueWriter:
                     duration=duration,
                     text=turn.text,
                     speaker=turn.role,
-                    custom={**turn.custom, "spoken": i in spans},
+                    custom={**turn.custom, **stored, "spoken": i in spans},
                 )
             )
         custom = dict(dialogue.custom)
@@ -201,8 +220,8 @@ def dialogue_of_cut(cut: Any, audio: bool = True, sample_rate: int | None = None
     for i, supervision in enumerate(cut.supervisions):
         check_turn(cut, i)
         samples, rate = load_turn_audio(cut, i, sample_rate) if audio else (None, None)
-        custom = {k: v for k, v in (supervision.custom or {}).items() if k != "spoken"}
-        turns.append(Turn(supervision.speaker, supervision.text, samples, rate, custom))
+        custom = {k: v for k, v in (supervision.custom or {}).items() if k not in RESERVED_OF_TURNS}
+        turns.append(Turn(supervision.speaker, supervision.text, samples, rate, custom, load_turn_codes(cut, i)))
     custom = {k: v for k, v in (cut.custom or {}).items() if k not in RESERVED}
     return Dialogue(cut.id, tuple(turns), (cut.custom or {}).get("system"), custom)
 
@@ -243,6 +262,32 @@ def load_turn_audio(cut: Any, index: int, sample_rate: int | None = None) -> tup
     if span is None:
         return None, None
     return read_span(span, sample_rate), sample_rate or span.recording.sampling_rate
+
+
+def load_turn_codes(cut: Any, index: int) -> TurnCodes | None:
+    """Codes that come with a turn; None for a turn without.
+
+    Raises:
+        ValueError: What is stored is damaged.
+    """
+    record = (cut.supervisions[index].custom or {}).get("codes")
+    if record is None:
+        return None
+    try:
+        return TurnCodes.from_record(record)
+    except ValueError as error:
+        raise ValueError(f"cut {cut.id!r}, turn {index}: {error}; write the dialogue again") from error
+
+
+def _check_parts(turn: Turn, what: str) -> None:
+    """Refuse a turn whose parts do not go together."""
+    if taken := RESERVED_OF_TURNS & turn.custom.keys():
+        raise ValueError(f"{what}: custom keys {sorted(taken)} are reserved; rename them")
+    if turn.codes is not None and (turn.audio is not None or turn.role != "assistant"):
+        raise ValueError(
+            f"{what}: codes are for assistant's turns without audio; this one is the {turn.role}'s"
+            f"{' and has audio too: leave one out' if turn.audio is not None else ''}"
+        )
 
 
 def _checked(audio: np.ndarray | None, what: str) -> np.ndarray:

@@ -22,6 +22,7 @@ class SpeechTokenizer(nn.Module, ABC):
     hop_length: int  # samples per frame
     num_codebooks: int  # Q
     codebook_size: int  # codes per codebook
+    codes_name: str | None = None  # under which others know these codes; data that come with codes say it
 
     @property
     def frame_rate(self) -> float:
