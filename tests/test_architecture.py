@@ -56,7 +56,7 @@ HOUSE: dict[str, Room] = {
     "data": Room(TOOLS | BASES, never=frozenset({"omegaconf"})),
     "callbacks": Room(TOOLS | BASES | {"merging"}, never=frozenset({"lhotse", "omegaconf"})),
     "generation": Room(TOOLS | BASES | {"models"}, never=TRAINING),
-    "interop": Room(TOOLS | PARTS | {"models"}, never=TRAINING),
+    "interop": Room(TOOLS | PARTS | {"models", "generation", "merging"}, never=TRAINING),
     # The judge reads the dialogues it judges with; of `data` it knows the record and its reader alone.
     "evaluation": Room(TOOLS | BASES | {"generation", "data.dialogue"}, never=frozenset({"omegaconf"})),
     "serving": Room(TOOLS | BASES | {"generation"}, never=TRAINING),

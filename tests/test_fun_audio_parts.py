@@ -137,11 +137,8 @@ def test_c_srh(variant):
     padded = labels.where(labels != IGNORE, head.pad_row).unflatten(1, (-1, k))
     previous = torch.roll(padded.flatten(1), -(k - 1), 1).unflatten(1, (-1, k))
     with torch.no_grad():
-        if variant == "noaudio":  # no code before at all
-            head.table.zero_()
-        states = head.states(inputs[mask], previous[mask], positions[mask], mask.sum(1))
-    table = released()[3].table
-    logits = (states @ table.T).detach()  # (N, k, V)
+        before = None if variant == "noaudio" else previous[mask]
+        logits = head.states(inputs[mask], before, positions[mask], mask.sum(1)) @ head.table.T  # (N, k, V)
     shown = want[f"{variant}.logits"].unflatten(1, (length, k))[mask]
     if variant == "reset_pos":  # the released code takes zeros at the end of a row for padding
         padding = (positions.flip(1).cumsum(1) == 0).flip(1)[mask]

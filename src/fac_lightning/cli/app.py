@@ -23,6 +23,9 @@ COMMANDS = {
     "list": "every part of every slot, with its arguments",
     "chat": "talk to a trained run, by text or by audio files",
     "eval": "measure a trained run on spoken questions",
+    "import": "turn a released checkpoint into a run folder",
+    "export": "write a run as a released checkpoint",
+    "merge": "merge a trained model with the one that it grew from",
     "synth": "make dialogues: run a recipe that has a job",
 }
 

@@ -148,16 +148,17 @@ class FunAudioHead(SpeechHead):
             raise ValueError("this head needs the text embeddings of the positions: pass text_embeds (..., dim)")
         return hidden + text_embeds.detach()
 
-    def states(self, condition: Tensor, previous: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
+    def states(self, condition: Tensor, previous: Tensor | None, position_ids: Tensor, lengths: Tensor) -> Tensor:
         """States ``(N, k, dim)`` whose product with the table are the logits.
 
         Args:
             condition: ``(N, dim)`` of a packed line.
-            previous: Rows of the table ``(N, k)``: the code before each place.
+            previous: Rows of the table ``(N, k)``: the code before each place. None for no code at all, not even pad.
             position_ids: Of the backbone ``(N,)``; place ``i`` of position ``p`` is ``p * k + i``.
             lengths: Positions per row ``(R,)``.
         """
-        inputs = self._inputs(condition, F.embedding(previous, self.table, padding_idx=self.pad_row))
+        embeds = None if previous is None else F.embedding(previous, self.table, padding_idx=self.pad_row)
+        inputs = self._inputs(condition, embeds)
         places = position_ids[:, None] * self.group_size + torch.arange(self.group_size, device=position_ids.device)
         lengths = lengths * self.group_size
         hidden = packed_forward(self.transformer, inputs.flatten(0, 1), places.flatten(), lengths).last_hidden_state[0]
@@ -224,10 +225,10 @@ class FunAudioHead(SpeechHead):
         self._feed(inputs.flatten(1, 2), state, None if mask is None else mask.repeat_interleave(self.group_size, 1))
         state.previous = rows[:, -1]
 
-    def _inputs(self, condition: Tensor, previous: Tensor) -> Tensor:
+    def _inputs(self, condition: Tensor, previous: Tensor | None) -> Tensor:
         """Inputs ``(..., k, W)`` of conditions ``(..., dim)`` and embeddings of the codes before ``(..., k, dim)``."""
         vectors = self.split(condition).unflatten(-1, (self.group_size, self.dim))
-        inputs: Tensor = self.input(vectors + previous)
+        inputs: Tensor = self.input(vectors if previous is None else vectors + previous)
         return inputs
 
     def _feed(self, inputs: Tensor, state: FunAudioState, mask: Tensor | None) -> Tensor:

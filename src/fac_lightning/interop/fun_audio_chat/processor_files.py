@@ -19,10 +19,11 @@ EXTRACTOR_CONFIG = "preprocessor_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", f"{SPEECH_TOKENIZER}/*"]  # all of a checkpoint but its weights
+WEIGHT_FILES = ["*.safetensors"]
 
 
-def local_folder(name: str | Path) -> Path:
-    """The folder of a checkpoint; of a hub id the small files are fetched.
+def local_folder(name: str | Path, weights: bool = False) -> Path:
+    """The folder of a checkpoint; of a hub id the small files are fetched, and the weights when asked for.
 
     Raises:
         CheckpointError: There is neither.
@@ -33,7 +34,9 @@ def local_folder(name: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=SMALL_FILES))
+        return Path(
+            snapshot_download(str(name), allow_patterns=[*SMALL_FILES, *WEIGHT_FILES] if weights else SMALL_FILES)
+        )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{str(name)!r} is no folder, and no hub id that can be fetched ({reason})") from error
