@@ -41,7 +41,7 @@ def build_replies(decoded: Decoded, chat: ChatFormat, tokenizer: SpeechTokenizer
         codes = list(said)
         if tokenizer is not None:
             audio = list(_speak(said, tokenizer))
-    rate = tokenizer.sample_rate if tokenizer is not None else None
+    rate = tokenizer.output_rate if tokenizer is not None else None
     return [
         Reply(chat.decode(ids), ids, grid, clip, rate if clip is not None else None, done)
         for ids, grid, clip, done in zip(texts, codes, audio, finished, strict=True)

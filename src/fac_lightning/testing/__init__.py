@@ -2,6 +2,7 @@
 
 from fac_lightning.testing.adapter import check_adapter, check_fusion
 from fac_lightning.testing.backbone import check_backbone
+from fac_lightning.testing.detokenizer import check_detokenizer
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.testing.encoder import check_encoder
 from fac_lightning.testing.head import check_head
@@ -12,6 +13,7 @@ __all__ = [
     "FrameEncoder",
     "check_adapter",
     "check_backbone",
+    "check_detokenizer",
     "check_encoder",
     "check_fusion",
     "check_head",

@@ -30,6 +30,9 @@ def check_tokenizer(tokenizer: SpeechTokenizer, num_frames: int = 7, atol: float
         valid = isinstance(value, int) and value > 0
         assert valid, f"{name} must be a positive int, got {value!r}"
     assert part.frame_rate * hop == part.sample_rate, "frame_rate must be sample_rate / hop_length"
+    assert part.output_rate * hop % part.sample_rate == 0, (
+        f"a frame must be a whole number of samples at output_rate {part.output_rate}"
+    )
 
     generator = torch.Generator().manual_seed(0)
     samples = torch.tensor([num_frames * hop, (num_frames - 2) * hop + 1, hop - 1, 1])
@@ -62,10 +65,11 @@ def check_tokenizer(tokenizer: SpeechTokenizer, num_frames: int = 7, atol: float
 
 
 def _check_decoding(part: SpeechTokenizer, frames: Tensor, generator: torch.Generator, atol: float) -> None:
-    hop, num_frames = part.hop_length, int(frames.max())
+    num_frames = int(frames.max())
+    hop = part.hop_length * part.output_rate // part.sample_rate  # samples given per frame
     codes = torch.randint(part.codebook_size, (len(frames), num_frames, part.num_codebooks), generator=generator)
     decoded = part.decode(codes, frames)
-    assert decoded.sample_rate == part.sample_rate, "decode must give sample_rate"
+    assert decoded.sample_rate == part.output_rate, f"decode must give output_rate (sample_rate), {part.output_rate} Hz"
     assert decoded.lengths.tolist() == (frames * hop).tolist(), "T frames must decode to T * hop_length samples"
     shape = (len(frames), num_frames * hop)
     assert decoded.audio.shape == shape, (

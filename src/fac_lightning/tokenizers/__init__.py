@@ -6,5 +6,16 @@ from fac_lightning.tokenizers.fsq import FSQTokenizer
 from fac_lightning.tokenizers.griffin_lim import griffin_lim
 from fac_lightning.tokenizers.mel import LogMel
 from fac_lightning.tokenizers.quantizer import FiniteScalarQuantizer
+from fac_lightning.tokenizers.s3 import S3Tokenizer
+from fac_lightning.tokenizers.s3_onnx import S3OnnxTokenizer
 
-__all__ = ["EncodecTokenizer", "FSQTokenizer", "FiniteScalarQuantizer", "LogMel", "SpeechTokenizer", "griffin_lim"]
+__all__ = [
+    "EncodecTokenizer",
+    "FSQTokenizer",
+    "FiniteScalarQuantizer",
+    "LogMel",
+    "S3OnnxTokenizer",
+    "S3Tokenizer",
+    "SpeechTokenizer",
+    "griffin_lim",
+]

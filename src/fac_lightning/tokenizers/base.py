@@ -15,10 +15,11 @@ class SpeechTokenizer(nn.Module, ABC):
     """Turn waveforms into a grid of codes and back.
 
     Contract (``fac_lightning.testing.check_tokenizer``): ``n`` samples give ``ceil(n / hop_length)`` frames; padding
-    changes no code; ``T`` frames decode to ``T * hop_length`` samples; both directions run without gradients.
+    changes no code; ``T`` frames decode to ``T * hop_length`` samples, or as many more as ``output_rate`` is higher;
+    both directions run without gradients.
     """
 
-    sample_rate: int  # Hz of the waveforms taken and given
+    sample_rate: int  # Hz of the waveforms taken
     hop_length: int  # samples per frame
     num_codebooks: int  # Q
     codebook_size: int  # codes per codebook
@@ -28,6 +29,11 @@ class SpeechTokenizer(nn.Module, ABC):
     def frame_rate(self) -> float:
         """Frames per second, Hz."""
         return self.sample_rate / self.hop_length
+
+    @property
+    def output_rate(self) -> int:
+        """Hz of the waveforms given: ``sample_rate``, unless a detokenizer of another rate speaks."""
+        return self.sample_rate
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that ``num_samples`` samples give."""
