@@ -17,6 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "adapters": ("CodeAdapter", "FeatureAdapter", "Fusion"),
     "backbones": ("Backbone",),
     "heads": ("SpeechHead",),
+    "detokenizers": ("SpeechDetokenizer",),
     "replies": ("ReplyRule",),
     "models": ("Module",),
     "tasks": ("LightningModule",),
