@@ -136,7 +136,7 @@ def _write_tokenizers(folder: Path, config: dict[str, Any]) -> None:
     }
     free = [i for i in range(BYTES, BYTES + 8) if i not in known]
     known |= dict(zip(free, ("<|im_start|>", "<|im_end|>", "<|audio_pad|>"), strict=True))
-    vocabulary = {chr(0x100 + i): i for i in range(BYTES)} | {token: i for i, token in known.items()}
+    vocabulary = {chr(i): i for i in range(BYTES)} | {token: i for i, token in known.items()}
     _tokenizer(vocabulary, list(known.values()), "<|endoftext|>").save_pretrained(str(folder))
     special = {audio["bos_token_id"]: "<|audio_bos|>", audio["eos_token_id"]: "<|audio_eos|>"}
     special[audio["pad_token_id"]] = "<|audio_pad|>"
