@@ -50,7 +50,7 @@ HOUSE: dict[str, Room] = {
     # Heads and models select rows and go through the vocabulary in chunks: pure functions of `losses`.
     "heads": Room(TOOLS | {"losses"}, never=TRAINING),
     "losses": Room(frozenset({"types"}), only=frozenset({"torch"})),
-    "merging": Room(frozenset({"types"}), never=TRAINING | {"transformers"}),
+    "merging": Room(frozenset({"types", "weights"}), never=TRAINING | {"transformers"}),
     "models": Room(TOOLS | BASES | {"losses"}, never=TRAINING),
     "tasks": Room(TOOLS | BASES | {"models", "losses"}, never=frozenset({"lhotse", "omegaconf"})),
     "data": Room(TOOLS | BASES, never=frozenset({"omegaconf"})),

@@ -3,12 +3,14 @@
 from fac_lightning.callbacks.save_recipe import SaveRecipe, refuse_other_recipe, write_recipe
 from fac_lightning.callbacks.save_weights import LoadedWeights, SaveWeights, load_weights
 from fac_lightning.callbacks.step_progress import StepProgress
+from fac_lightning.callbacks.weight_merging import WeightMerging
 
 __all__ = [
     "LoadedWeights",
     "SaveRecipe",
     "SaveWeights",
     "StepProgress",
+    "WeightMerging",
     "load_weights",
     "refuse_other_recipe",
     "write_recipe",

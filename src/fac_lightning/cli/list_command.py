@@ -26,6 +26,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "synthesizers": ("Synthesizer",),
     "recognizers": ("Recognizer",),
     "evaluation": ("run",),
+    "merging": ("MergeMethod", "run"),
     "losses": (),  # functions
 }
 

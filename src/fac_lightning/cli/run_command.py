@@ -55,7 +55,9 @@ def run_job(recipe: Recipe) -> Any:
     result = job.run()
     out = recipe.tree["job"].get("out")
     if isinstance(out, str) and Path(out).is_dir():
-        (Path(out) / "recipe.yaml").write_text(recipe_text(recipe), encoding="utf-8")
+        # a job that leaves a run folder has put the recipe of its model there, and names another file for its own
+        name = getattr(job, "recipe_file", "recipe.yaml")
+        (Path(out) / name).write_text(recipe_text(recipe), encoding="utf-8")
     return result
 
 
