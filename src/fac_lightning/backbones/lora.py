@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,27 @@ class LoRABackbone(Backbone):
     def step(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
         """Hidden states ``(B, L, dim)`` of new positions ``(B, L, dim)`` behind those in ``cache``, which grows."""
         return self.backbone.step(embeds, mask, position_ids, cache)
+
+    def update_parameters(self) -> list[nn.Parameter]:
+        """The thin matrices."""
+        return [p for name, p in self.backbone.named_parameters() if "lora_" in name]
+
+    @contextmanager
+    def without_updates(self) -> Iterator[None]:
+        """Inside, the outputs are those of the backbone that was given; trained embeddings stay as they are."""
+        from peft.tuners.lora import LoraLayer
+
+        layers = [part for part in self.backbone.modules() if isinstance(part, LoraLayer)]
+        trained = [(p, p.requires_grad) for p in self.backbone.parameters()]  # peft freezes and thaws with the switch
+        try:
+            for layer in layers:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
     def merged(self) -> HFBackbone:
         """A copy as a plain backbone with the updates added to its weights; all its parameters train again."""

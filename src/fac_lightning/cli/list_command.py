@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "detokenizers": ("SpeechDetokenizer",),
     "replies": ("ReplyRule",),
     "models": ("Module",),
-    "tasks": ("LightningModule",),
+    "tasks": ("LightningModule", "Reference", "run"),
     "data": ("LightningDataModule", "run"),
     "callbacks": ("Callback", "ProgressBar"),
     "synthesizers": ("Synthesizer",),

@@ -16,8 +16,19 @@ from fac_lightning.data.dialogue import (
 from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
+from fac_lightning.data.preference import PreferenceDataModule
+from fac_lightning.data.preference_corpus import PairCorpus
+from fac_lightning.data.preference_pairs import (
+    PreferencePair,
+    PreferenceWriter,
+    TurnAnswer,
+    WrittenAnswer,
+    read_pairs,
+)
+from fac_lightning.data.reference_store import ReferenceStore
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
+from fac_lightning.data.swapped_answers import SwappedAnswers
 from fac_lightning.data.synthesis import DialogueSynthesis
 from fac_lightning.data.synthesis_plan import SynthesisSplit
 from fac_lightning.data.text import TextTokenizerTraining
@@ -37,15 +48,23 @@ __all__ = [
     "Fact",
     "FunAudioChatImport",
     "JsonlDialogues",
+    "PairCorpus",
+    "PreferenceDataModule",
+    "PreferencePair",
+    "PreferenceWriter",
     "Question",
+    "ReferenceStore",
     "Row",
     "SpeechChatDataModule",
     "SpokenTurn",
+    "SwappedAnswers",
     "SynthesisSplit",
     "TextTokenizerTraining",
     "Turn",
+    "TurnAnswer",
     "TurnCodes",
     "World",
+    "WrittenAnswer",
     "collate_line",
     "export_fun_audio_chat_json",
     "fit_mode",
@@ -56,6 +75,7 @@ __all__ = [
     "pack_lines",
     "read_cuts",
     "read_dialogues",
+    "read_pairs",
     "share_totals",
     "tokenizer_fingerprint",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
@@ -15,11 +14,10 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Timer
-from torch.utils.data import DataLoader
 
 from fac_lightning.data.corpus import Corpus
 from fac_lightning.data.packing import Budget, pack_lines
-from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
+from fac_lightning.data.stream import FixedLines, LineStream, ResumingLoader, stream_rows
 from fac_lightning.data.text import CachedChatFormat
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.replies import ReplyRule, reply_rule
@@ -140,7 +138,7 @@ class SpeechChatDataModule(lightning.LightningDataModule):
                     "Validation never runs: an endless stream has no end of epoch to validate at. Set "
                     "trainer.val_check_interval to a number of batches and trainer.check_val_every_n_epoch to null."
                 )
-        return _TrainLoader(self)
+        return ResumingLoader(self, self._stream, self.num_workers)
 
     def val_dataloader(self) -> Any:
         """Loader of one pass over the validation lines."""
@@ -162,6 +160,10 @@ class SpeechChatDataModule(lightning.LightningDataModule):
                 "lines, but not with the same dialogues.",
                 ", ".join(f"{key} ({then.get(key)} -> {now[key]})" for key in changed),
             )
+
+    def _stream(self, window: int, shard: int, num_shards: int, skip: int) -> LineStream:
+        assert self.train_corpus is not None
+        return LineStream(self.train_corpus, self.budget, self.seed, window, self.look_ahead, shard, num_shards, skip)
 
     def _stream_settings(self) -> dict[str, Any]:
         items = self.train_corpus.items if self.train_corpus is not None else []
@@ -240,27 +242,3 @@ class SpeechChatDataModule(lightning.LightningDataModule):
     def _shard(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-
-
-class _TrainLoader:
-    """Lines of the endless stream; each new iteration goes on behind the last line trained on."""
-
-    def __init__(self, module: SpeechChatDataModule) -> None:
-        self.module = module
-
-    def __iter__(self) -> Iterator[SpeechTextBatch]:
-        module, trainer = self.module, self.module.trainer
-        assert module.train_corpus is not None
-        window = trainer.accumulate_grad_batches if trainer is not None else 1
-        # Lightning restores this count from a checkpoint before it asks for an iterator.
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total if trainer is not None else None
-        done = progress.processed if progress is not None else 0
-        shard, shards = module._shard()
-        stream = LineStream(
-            module.train_corpus, module.budget, module.seed, window, module.look_ahead, shard, shards, done // window
-        )
-        windows = iter(DataLoader(stream, batch_size=None, num_workers=module.num_workers))
-        first = done % window
-        for lines in windows:
-            yield from lines[first:]
-            first = 0

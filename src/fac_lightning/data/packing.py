@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,29 @@ from torch import Tensor
 from fac_lightning.data.layout import Clip, Row
 from fac_lightning.types import SpeechTextBatch, Waveforms
 
-__all__ = ["Budget", "collate_line", "pack_lines", "share_totals"]
+__all__ = ["Budget", "Packable", "collate_line", "pack_lines", "share_totals"]
+
+
+class Packable(Protocol):
+    """What takes room in a line and stays together: a row, or the rows of a pair of answers."""
+
+    @property
+    def id(self) -> str:
+        """Name, for messages."""
+
+    @property
+    def audio_seconds(self) -> float:
+        """Users' speech."""
+
+    @property
+    def speech_labels(self) -> np.ndarray:
+        """Groups to say ``(H, k, Q)``."""
+
+    def __len__(self) -> int:
+        """Positions."""
+
+
+R_ = TypeVar("R_", bound=Packable)
 
 
 @dataclass(frozen=True)
@@ -36,16 +59,16 @@ class Budget:
         """The three limits ``(3,)``."""
         return np.array([self.positions, self.audio_seconds, self.speech_tokens])
 
-    def fits(self, row: Row) -> bool:
+    def fits(self, row: Packable) -> bool:
         """Whether a row fits into an empty line."""
         return bool((_cost(row) <= self.limits).all())
 
 
-def _cost(row: Row) -> np.ndarray:
+def _cost(row: Packable) -> np.ndarray:
     return np.array([len(row), row.audio_seconds, row.speech_labels.shape[0] * row.speech_labels.shape[1]])
 
 
-def pack_lines(rows: Iterable[Row], budget: Budget, look_ahead: int = 64) -> Iterator[list[Row]]:
+def pack_lines(rows: Iterable[R_], budget: Budget, look_ahead: int = 64) -> Iterator[list[R_]]:
     """Group rows into lines online, each row where it leaves the least room (best fit).
 
     Args:
@@ -62,7 +85,7 @@ def pack_lines(rows: Iterable[Row], budget: Budget, look_ahead: int = 64) -> Ite
     limits = budget.limits
     bound = np.isfinite(limits)
     left = np.zeros((0, 3))  # what each open line still takes
-    lines: list[list[Row]] = []
+    lines: list[list[R_]] = []
     for row in rows:
         cost = _cost(row)
         if (cost > limits).any():

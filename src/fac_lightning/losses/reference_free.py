@@ -72,4 +72,4 @@ class SFTLoss(_ReferenceFree):
 
     def forward(self, scores: PairScores) -> Tensor:
         """Losses ``(P,)``."""
-        return -scores.logprobs(self.nu)[0]
+        return scores.nll()[0]

@@ -63,12 +63,20 @@ class PairScores:
         ratios = AnswerSums(self.policy.text - self.reference.text, self.policy.speech - self.reference.speech)
         return self._joined(ratios, nu)
 
-    def _joined(self, sums: AnswerSums, nu: float) -> Tensor:
+    def nll(self) -> Tensor:
+        """Negative log-likelihood per label ``(2, P)``, streams added; each answer with all that it has."""
+        return -self._joined(self.policy, 1.0, alone=True)
+
+    def lengths(self) -> Tensor:
+        """Labels ``(2, P)`` that are compared: those of the streams with weight that both answers have."""
+        return self.weighted(self.text_weight != 0, self.speech_weight != 0)._joined(self.counts, 0.0)
+
+    def _joined(self, sums: AnswerSums, nu: float, alone: bool = False) -> Tensor:
         total = torch.zeros_like(sums.text)
         for name, weight in (("text", self.text_weight), ("speech", self.speech_weight)):
             values, counts = getattr(sums, name), getattr(self.counts, name)
             if weight:
-                there = (counts > 0).all(0)
+                there = counts > 0 if alone else (counts > 0).all(0)
                 each = values / counts.where(counts > 0, 1) ** nu
                 total = total + weight * each.masked_fill(~there, 0)
         return total

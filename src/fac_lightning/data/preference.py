@@ -1,0 +1,274 @@
+"""``PreferenceDataModule``: pairs of answers on disk become packed lines for preference training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import cached_property
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Timer
+
+from fac_lightning.data.packing import Budget, pack_lines
+from fac_lightning.data.preference_corpus import PairCorpus
+from fac_lightning.data.preference_rows import PairCollator
+from fac_lightning.data.preference_stream import FixedPairs, PairStream, stream_pairs, task_shares
+from fac_lightning.data.reference_store import ReferenceStore
+from fac_lightning.data.stream import ResumingLoader
+from fac_lightning.data.text import CachedChatFormat
+from fac_lightning.prompts import ChatFormat
+from fac_lightning.replies import ReplyRule, reply_rule
+from fac_lightning.text_tokenizer import load_text_tokenizer
+from fac_lightning.tokenizers.base import SpeechTokenizer
+from fac_lightning.types import AnswerSums, PreferenceBatch, SpeechGeometry, to_device
+
+__all__ = ["PreferenceDataModule"]
+
+log = logging.getLogger(__name__)
+
+MAX_LEFT_OUT = 0.05  # share of pairs that may fit no line before setup refuses
+
+
+class PreferenceDataModule(lightning.LightningDataModule):
+    """Pairs of a chosen and a rejected answer, packed without padding.
+
+    Training is one endless stream (set ``max_steps``), seeded: a task is drawn, then its next pair, shuffled anew
+    every time round. It is split over ranks and workers, and a resumed run goes on behind the last line it saw.
+    Validation is one pass in fixed order.
+
+    Args:
+        train: Folder of preference pairs (``pairs.jsonl``), or several.
+        text_tokenizer: Hub id or folder of the text tokenizer.
+        val: Pairs for validation.
+        tokenizer: Speech tokenizer; needed by the modes that say speech.
+        geometry: ``SpeechLM.geometry``; needed by every mode but T2T.
+        mode: How prompts and answers are laid out where a pair does not say: S2M, S2T, T2M or T2T. Pairs without
+            speech on a side fall back to text on it.
+        temperature: Tasks are drawn by ``pairs ** (1 / temperature)``: 1 by size, more evens them.
+        reference: Folder or file of stored log-probabilities (``ReferenceLogprobs``); they come with every batch.
+        capacity: Positions of a line.
+        max_audio_seconds: Users' speech that a line may hold; no limit when None.
+        max_speech_tokens: Frames of codes to say that a line may hold; no limit when None.
+        lead_in: Groups of ``bos`` codes before a reply: short for ``reply=FrameEnd(lead_in)``.
+        reply: How spoken replies lie in backbone positions; give this or ``lead_in``.
+        sil_weight: Weight of the ``<|sil|>`` labels behind an answer's words, from the second on. There are several a
+            second, and a log-probability that counts them all is one of silence.
+        system_prompts: Prompt per mode, where it is to differ. A dialogue's own prompt comes first.
+        seed: Order and tasks.
+        num_workers: Processes that lay out and pack; 0 does it in the training process.
+        val_lines: Use only the first lines of validation.
+        look_ahead: Lines kept open while packing.
+        cache_audio: Keep the users' waveforms in memory once read.
+    """
+
+    prepare_data_per_node = False
+
+    def __init__(
+        self,
+        train: str | list[str],
+        text_tokenizer: str,
+        val: str | None = None,
+        tokenizer: SpeechTokenizer | None = None,
+        geometry: SpeechGeometry | None = None,
+        mode: str = "S2M",
+        temperature: float = 1.0,
+        reference: str | None = None,
+        capacity: int = 2048,
+        max_audio_seconds: float | None = None,
+        max_speech_tokens: int | None = None,
+        lead_in: int = 0,
+        reply: ReplyRule | None = None,
+        sil_weight: float = 0.0,
+        system_prompts: dict[str, str] | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        val_lines: int | None = None,
+        look_ahead: int = 16,
+        cache_audio: bool = True,
+    ) -> None:
+        super().__init__()
+        self.train_paths = [train] if isinstance(train, str) else list(train)
+        self.val_path, self.text_tokenizer, self.tokenizer, self.geometry = val, text_tokenizer, tokenizer, geometry
+        self.mode, self.temperature, self.reference = mode, temperature, reference
+        self.budget = Budget(
+            capacity,
+            float("inf") if max_audio_seconds is None else max_audio_seconds,
+            float("inf") if max_speech_tokens is None else max_speech_tokens,
+        )
+        if look_ahead < 1:
+            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}; it counts lines kept open in packing")
+        self.reply, self.sil_weight = reply_rule(lead_in, reply), sil_weight
+        self.system_prompts, self.seed, self.num_workers = system_prompts, seed, num_workers
+        self.val_lines, self.look_ahead, self.cache_audio = val_lines, look_ahead, cache_audio
+        self.train_corpus: PairCorpus | None = None
+        self.val_corpus: PairCorpus | None = None
+        self._stored: ReferenceStore | None = None
+        if val is None:  # for Lightning the hook is then not there, and no empty validation runs
+            self.val_dataloader = None  # type: ignore[assignment, method-assign]
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """Chat format over the text tokenizer, which is loaded at the first use."""
+        return CachedChatFormat(load_text_tokenizer(self.text_tokenizer))
+
+    def save_text_tokenizer(self, folder: str | Path) -> None:
+        """Write a copy of the text tokenizer, special tokens included."""
+        self.chat.tokenizer.save_pretrained(str(folder))  # type: ignore[attr-defined]
+
+    def prepare_data(self) -> None:
+        """Make the missing speech codes, on one process."""
+        self.setup("prepare")
+
+    def setup(self, stage: str) -> None:
+        """Read the manifests; count, log and, above a share, refuse pairs that fit no line.
+
+        Raises:
+            ValueError: Too many pairs fit no line, or a pair has no stored reference.
+        """
+        if self._stored is None and self.reference is not None:
+            self._stored = ReferenceStore(self.reference)
+        if self.train_corpus is None:
+            self.train_corpus = self._corpus(self.train_paths)
+        if self.val_corpus is None and self.val_path is not None:
+            self.val_corpus = self._corpus([self.val_path])
+
+    def train_dataloader(self) -> Any:
+        """Endless loader of packed lines.
+
+        Raises:
+            ValueError: Nothing would end the training.
+        """
+        trainer = self.trainer
+        if trainer is not None and isinstance(trainer.limit_train_batches, float):
+            timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            if trainer.max_steps == -1 and not timed:
+                raise ValueError("the training stream has no end; set trainer.max_steps")
+        return ResumingLoader(self, self._stream, self.num_workers)
+
+    def val_dataloader(self) -> Any:
+        """Loader of one pass over the validation lines."""
+        assert self.val_corpus is not None
+        collate = self._collator(self.val_corpus)
+        return FixedPairs(self.val_corpus, collate, self.budget, self.look_ahead, self.val_lines, *self._shard())
+
+    def every_pair(self) -> Iterator[PreferenceBatch]:
+        """All pairs of training and validation once, in packed lines."""
+        for lines in self._all_lines():
+            yield from lines
+
+    def save_reference(self, path: str | Path, sums: AnswerSums) -> Path:
+        """Store log-probabilities ``(2, P)`` of all pairs, in the order of ``every_pair``; returns the file."""
+        pairs = [pair for lines in self._all_lines() for line in lines.lines for pair in line]
+        return ReferenceStore.save(path, pairs, sums)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the training stream depends on; the place in it is Lightning's own count of batches."""
+        return {"stream": self._stream_settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Say so when the stream is not the one that the checkpoint saw: its pairs then repeat or are skipped."""
+        now, then = self._stream_settings(), state_dict["stream"]
+        changed = sorted(key for key in now if now[key] != then.get(key))
+        if changed:
+            log.warning(
+                "The training stream differs from that of the checkpoint in %s: it goes on at the same number of "
+                "lines, but not with the same pairs.",
+                ", ".join(f"{key} ({then.get(key)} -> {now[key]})" for key in changed),
+            )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lines of pairs by ``types.to_device``; anything else as Lightning does."""
+        if isinstance(batch, PreferenceBatch):
+            return to_device(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Per split: pairs and share of each task, mean fill of the lines."""
+        self.setup("describe")
+        report: dict[str, dict[str, Any]] = {}
+        for name, corpus in (("train", self.train_corpus), ("val", self.val_corpus)):
+            if corpus is None:
+                continue
+            counts = corpus.describe()
+            shares = task_shares(list(counts.values()), self.temperature if name == "train" else 1.0)
+            stream = stream_pairs(corpus, self.budget, self.seed, self.temperature)
+            lines = list(islice(pack_lines(stream, self.budget, self.look_ahead), 16))
+            report[name] = {
+                "pairs": counts,
+                "shares": dict(zip(counts, shares.round(4).tolist(), strict=True)),
+                "fill": float(np.mean([sum(map(len, line)) for line in lines])) / self.budget.positions,
+            }
+        return report
+
+    def _stream(self, window: int, shard: int, num_shards: int, skip: int) -> PairStream:
+        corpus = self.train_corpus
+        assert corpus is not None
+        return PairStream(
+            corpus,
+            self._collator(corpus),
+            self.budget,
+            self.seed,
+            self.temperature,
+            window,
+            self.look_ahead,
+            shard,
+            num_shards,
+            skip,
+        )
+
+    def _stream_settings(self) -> dict[str, Any]:
+        pairs = self.train_corpus.pairs if self.train_corpus is not None else []
+        names = blake2b("\n".join(pair.id for _, pair in pairs).encode(), digest_size=8).hexdigest()
+        trainer = self.trainer
+        return {
+            "pairs": names,
+            "mode": self.mode,
+            "temperature": self.temperature,
+            "budget": str(self.budget),
+            "look_ahead": self.look_ahead,
+            "reply": str(self.reply),
+            "seed": self.seed,
+            "num_workers": max(1, self.num_workers),
+            "world_size": self._shard()[1],
+            "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
+        }
+
+    def _all_lines(self) -> list[FixedPairs]:
+        corpora = [corpus for corpus in (self.train_corpus, self.val_corpus) if corpus is not None]
+        return [FixedPairs(corpus, self._collator(corpus), self.budget, self.look_ahead) for corpus in corpora]
+
+    def _collator(self, corpus: PairCorpus) -> PairCollator:
+        rate = self.geometry.sample_rate if self.geometry else 0
+        return PairCollator(corpus.task_names, self.budget.positions, rate, self._stored)
+
+    def _corpus(self, paths: list[str]) -> PairCorpus:
+        corpus = PairCorpus(
+            paths,
+            self.chat,
+            self.geometry,
+            self.tokenizer,
+            self.mode,
+            self.system_prompts,
+            self.reply,
+            self.sil_weight,
+            self.cache_audio,
+        )
+        pairs = [corpus.pair(i) for i in range(len(corpus))]
+        if long := sum(not self.budget.fits(pair) for pair in pairs):
+            message = f"{long} of {len(pairs)} pairs in {', '.join(paths)} do not fit a line of {self.budget}"
+            if long > MAX_LEFT_OUT * len(pairs):
+                raise ValueError(f"{message}. Raise capacity, max_audio_seconds or max_speech_tokens")
+            log.warning("%s and are left out", message)
+        if self._stored is not None:
+            self._stored([pair for pair in pairs if self.budget.fits(pair)])  # says which is missing
+        return corpus
+
+    def _shard(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
