@@ -308,7 +308,7 @@ class _Speech:
 
     def record(self, group: Tensor, on: Tensor) -> Tensor:
         """Keep groups ``(B, k)`` of the rows that speak; gives the rows ``(B,)`` whose speech ends here."""
-        closed = on & (group == self.ids.speech_eos).any(1)
+        closed: Tensor = on & (group == self.ids.speech_eos).any(1)
         group = torch.where(closed[:, None], self.ids.speech_eos, group)
         self.groups.append(group)
         self.kept.append(on)
