@@ -30,6 +30,7 @@ from fac_lightning.merging import (
     merge_files,
     merge_state_dicts,
 )
+from fac_lightning.testing import tiny_backbone
 from fac_lightning.weights import CheckpointError
 from recipe_parts import Adapter, Model
 from test_merging import llm, speech
@@ -244,6 +245,21 @@ def test_a_transformers_folder_stays_one(models, tmp_path):
     }  # fmt: skip
 
 
+def test_transformers_reads_merged_shards(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    for name in ("base", "tuned"):
+        tiny_backbone().save_pretrained(tmp_path / name)
+        lm = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        shutil.rmtree(tmp_path / name)
+        lm.save_pretrained(tmp_path / name, max_shard_size="10KB")
+    merge_files(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", LinearMerge(0.5))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("base", "tuned", "out")]
+    base, tuned, merged = (dict(model.named_parameters()) for model in models)
+    assert all(torch.equal(tensor, torch.lerp(base[name], tuned[name], 0.5)) for name, tensor in merged.items())
+
+
 def test_tensors_that_share_memory_are_found_under_either_name(tmp_path):
     """`save_model` keeps one of two names and notes the other; base and tuned model may keep different ones."""
     tuned = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
@@ -347,7 +363,7 @@ def runs(tmp_path):
 
 def middle(runs):
     base, tuned = (load_file(runs / name / "model.safetensors") for name in ("base", "tuned"))
-    return {name: linear for name in base if (linear := torch.lerp(base[name], tuned[name], 0.5)) is not None}
+    return {name: torch.lerp(base[name], tuned[name], 0.5) for name in base}
 
 
 def test_a_merged_run_is_a_run(runs):

@@ -359,6 +359,14 @@ def test_a_pattern_that_matches_nothing_is_an_error(options, alphas, told):
         merge_state_dicts(base, [speech(base)], LinearMerge(alphas=alphas), **options)
 
 
+def test_nothing_left_to_merge_is_an_error():
+    base = llm()
+    with pytest.raises(ValueError, match="nothing is left to merge: include and exclude leave none of 4"):
+        merge_state_dicts(base, [speech(base)], LinearMerge(), exclude=["backbone"])
+    with pytest.raises(ValueError, match="there is no floating point tensor that base and tuned model share"):
+        merge_state_dicts({"n": torch.tensor(1)}, [{"n": torch.tensor(1)}], LinearMerge())
+
+
 def test_integers_come_from_the_tuned_model_and_differences_are_told():
     base = {"w": torch.zeros(2), "same": torch.tensor([1, 2]), "other": torch.tensor([True])}
     tuned = {"w": torch.ones(2), "same": torch.tensor([1, 2]), "other": torch.tensor([False])}

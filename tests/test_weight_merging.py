@@ -258,7 +258,7 @@ def test_patterns_that_match_nothing_are_refused_before_a_step():
     watch = Watch()
     with pytest.raises(ValueError, match=r"include: 'modl\.0' matches no tensor .* did you mean model\.0"):
         fit(task(), [WeightMerging(include=["modl.0"]), watch])
-    with pytest.raises(ValueError, match="leave nothing to merge of 4 parameters"):
+    with pytest.raises(ValueError, match="nothing is left to merge: include and exclude leave none of 4"):
         fit(task(), [WeightMerging(exclude=["model"]), watch])
     assert watch.seen == []
 

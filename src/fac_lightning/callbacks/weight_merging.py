@@ -117,10 +117,6 @@ class WeightMerging(Callback):
             self.base_prefix,
         )
         merged = [name for name, planned in self._plan.tensors.items() if planned.rule == "merged"]
-        if not merged:
-            raise ValueError(
-                f"WeightMerging: include and exclude leave nothing to merge of {len(parameters)} parameters"
-            )
         if self._file is None:
             self._start = {name: tensor for name, tensor in self._start.items() if name in merged}
         for note in self._plan.notes:

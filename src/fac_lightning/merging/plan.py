@@ -89,7 +89,7 @@ def plan_merge(
 
     Raises:
         CheckpointError: Shapes do not fit, weights are quantised, or the models have nothing in common.
-        ValueError: A pattern matches nothing, or the method cannot merge so many models.
+        ValueError: A pattern matches nothing, nothing is left to merge, or the method cannot merge so many models.
     """
     if not tuned:
         raise ValueError("a merge needs at least one tuned model")
@@ -114,6 +114,9 @@ def plan_merge(
     for name, other in bridge.items():
         if other not in specs and name not in origin.values() and name not in tied:
             tensors[other] = PlannedTensor(other, base.specs[name], "base only", base=name)
+    if not any(planned.rule == "merged" for planned in tensors.values()):
+        why = f"include and exclude leave none of {len(shared)}" if not wanted else "there is no floating point tensor"
+        raise ValueError(f"nothing is left to merge: {why} that base and tuned model share")
     types = Counter((base.specs[t.base or ""].dtype, t.spec.dtype) for t in tensors.values() if t.rule == "merged")
     for (old, new), count in types.items():
         if old != new:
