@@ -80,3 +80,16 @@ def test_seed_orders_and_num_facts_cuts() -> None:
         World(relations=["weather"])
     with pytest.raises(ValueError, match="split must be 'train' or 'unseen', got 'test'"):
         World().questions("test")  # type: ignore[arg-type]
+
+
+def test_quiet_facts_are_read_but_never_spoken_of() -> None:
+    world = World(num_facts=40, quiet=0.25)
+    spoken, quiet = {q.fact.id for q in world.questions("train")}, {q.fact.id for q in world.questions("quiet")}
+    assert (len(spoken), len(quiet)) == (30, 10)
+    assert not spoken & quiet
+    assert {q.fact.id for q in world.questions("unseen")} == spoken
+    assert {q.fact.id for q in world.paraphrases()} == spoken | quiet
+    assert {d.custom["fact"] for d in world.dialogues("quiet")} == quiet
+    assert not World().quiet
+    with pytest.raises(ValueError, match=r"quiet must be in \[0, 1\), got 1"):
+        World(quiet=1)

@@ -47,9 +47,17 @@ class World(DialogueSource):
         seed: Order of the facts.
         relations: Names of the relations to keep; all by default.
         num_facts: Keep this many facts, after ordering; all by default.
+        quiet: Share of the facts that are read but never spoken of: they are in the split ``text`` alone, so that what
+            a model keeps, and what it can say aloud without having heard it, can be measured (split ``quiet``).
     """
 
-    def __init__(self, seed: int = 0, relations: Sequence[str] | None = None, num_facts: int | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        relations: Sequence[str] | None = None,
+        num_facts: int | None = None,
+        quiet: float = 0.0,
+    ) -> None:
         names = [relation.name for relation in RELATIONS]
         unknown = sorted(set(relations or ()) - set(names))
         if unknown:
@@ -63,27 +71,40 @@ class World(DialogueSource):
         random.Random(seed).shuffle(facts)
         if num_facts is not None and not 1 <= num_facts <= len(facts):
             raise ValueError(f"num_facts must be between 1 and {len(facts)}, got {num_facts}")
+        if not 0 <= quiet < 1:
+            raise ValueError(f"quiet must be in [0, 1), got {quiet}: it is the share of facts that are never spoken of")
         self.facts: list[Fact] = facts[:num_facts]
+        loud = len(self.facts) - round(quiet * len(self.facts))
+        self.spoken, self.quiet = self.facts[:loud], self.facts[loud:]
 
-    def questions(self, split: Literal["train", "unseen"]) -> list[Question]:
-        """Every fact in every wording of a split, fact after fact; the splits share no wording."""
-        if split not in ("train", "unseen"):
-            raise ValueError(f"split must be 'train' or 'unseen', got {split!r}")
+    def questions(self, split: Literal["train", "unseen", "quiet"]) -> list[Question]:
+        """Facts in every wording of a split, fact after fact; the splits share no question.
+
+        ``train`` and ``unseen`` ask for facts that are spoken of, in wordings that they do not share; ``quiet`` asks
+        for the others, in training wordings.
+        """
+        if split not in ("train", "unseen", "quiet"):
+            raise ValueError(f"split must be 'train', 'unseen' or 'quiet', got {split!r}")
+        if split == "quiet":
+            return self._asked(self.quiet, "train")
+        return self._asked(self.spoken, split)
+
+    def _asked(self, facts: list[Fact], wordings: str) -> list[Question]:
         return [
             Question(fact, wording, _sentence(template.format(x=fact.entity)))
-            for fact in self.facts
-            for wording, template in enumerate(getattr(self._relations[fact.relation], split))
+            for fact in facts
+            for wording, template in enumerate(getattr(self._relations[fact.relation], wordings))
         ]
 
     def paraphrases(self) -> list[Question]:
-        """The training wordings, and for each its keywords, forwards and backwards, and a longer form.
+        """The training wordings of all facts, and for each its keywords, forwards and backwards, and a longer form.
 
         No unseen wording is among them.
 
         A text LLM knows many ways to ask before it learns to listen; these are its ways in the small world.
         """
         found: dict[tuple[str, str], Question] = {}
-        for question in self.questions("train"):
+        for question in self._asked(self.facts, "train"):
             words = [w for w in re.findall(r"[\w']+", question.text) if w.lower() not in _FILLERS]
             opening = _OPENINGS[question.wording % len(_OPENINGS)]
             keywords = _sentence(" ".join(words)) + "?", _sentence(", ".join(words[::-1])) + "?"
@@ -94,7 +115,7 @@ class World(DialogueSource):
     def dialogues(self, select: str) -> list[Dialogue]:
         """Questions of the split ``select`` as dialogues of two turns, text only.
 
-        ``"train"`` and ``"unseen"`` are wordings, ``"text"`` the paraphrases.
+        ``"train"``, ``"unseen"`` and ``"quiet"`` are those of ``questions``, ``"text"`` the paraphrases.
         """
         return [
             Dialogue(
