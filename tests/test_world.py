@@ -78,7 +78,7 @@ def test_seed_orders_and_num_facts_cuts() -> None:
         World(num_facts=0)
     with pytest.raises(ValueError, match=r"unknown relations weather; choose from capital, "):
         World(relations=["weather"])
-    with pytest.raises(ValueError, match="split must be 'train' or 'unseen', got 'test'"):
+    with pytest.raises(ValueError, match="split must be 'train', 'unseen' or 'quiet', got 'test'"):
         World().questions("test")  # type: ignore[arg-type]
 
 
