@@ -104,5 +104,5 @@ def _compared(view: PairScores, loss: PreferenceLoss) -> Tensor:
     flat, lengths = view.weighted(view.text_weight != 0, view.speech_weight != 0), view.lengths()
     ratio = flat.log_ratios(0)[0] / lengths[0].clamp_min(1) if told else unknown[0]
     accuracy = margin * 0 + (margin > 0)  # keeps NaN
-    logps, kl = flat.logprobs(0) / lengths.clamp_min(1), ratio.neg().exp() - 1 + ratio
+    logps, kl = flat.logprobs(0) / lengths.clamp_min(1), torch.expm1(-ratio) + ratio
     return torch.stack([*rewards, margin, accuracy, *logps, *lengths, kl])
