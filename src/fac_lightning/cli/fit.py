@@ -111,7 +111,7 @@ def _checkpoint(recipe: Recipe, folder: Path, resume: bool) -> str | None:
     path, last = recipe.tree.get("ckpt_path"), folder / "checkpoints" / "last.ckpt"
     if path and path != "last":
         return str(path)
-    if (path == "last" or resume) and last.is_file():
+    if (path == "last" or resume) and last.exists():  # a folder where DeepSpeed wrote it
         log.info(f"going on from {last}")
         return str(last)
     return None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fac_lightning.tasks.metrics import LineMetrics, StreamMetrics
 from fac_lightning.tasks.optimization import cosine_with_warmup, match_parameters, parameter_groups, parameter_table
+from fac_lightning.tasks.strategies import keep_batches, loss_divisor
 from fac_lightning.types import SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["PackedLineTask"]
@@ -80,14 +81,13 @@ class PackedLineTask(lightning.LightningModule, ABC):
         return self.text_weight * text + self.speech_weight * speech
 
     def training_step(self, batch: SpeechTextBatch, batch_idx: int) -> Tensor:
-        """The line's share of the step's loss, times what Lightning divides by: micro-batches and ranks."""
+        """The line's share of the step's loss, times what it will be divided by."""
         self.line_metrics.update(batch)
         output = self(batch)
         _count(output, self.train_text, self.train_speech)
         totals = torch.tensor([batch.text_token_total, batch.speech_token_total], device=self.device).float()
         totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return micro_batches * self.loss(output, totals[0], totals[1])
+        return loss_divisor(self.trainer) * self.loss(output, totals[0], totals[1])
 
     def validation_step(self, batch: SpeechTextBatch, batch_idx: int) -> None:
         """Count the line's tokens."""
@@ -123,6 +123,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Freeze what is to be frozen, and say what is trained."""
+        keep_batches(self.trainer)
         if stage != "fit":
             return
         parameters = dict(self.model.named_parameters())

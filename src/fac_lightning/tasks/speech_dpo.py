@@ -14,6 +14,7 @@ from fac_lightning.models import SpeechLM
 from fac_lightning.tasks.base import PackedLineTask, max_one
 from fac_lightning.tasks.preference_metrics import PreferenceMetrics
 from fac_lightning.tasks.reference import Reference
+from fac_lightning.tasks.strategies import loss_divisor
 from fac_lightning.types import AnswerSums, PreferenceBatch, SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["PreferenceSettings", "SpeechDPO"]
@@ -120,7 +121,7 @@ class SpeechDPO(PackedLineTask):
         return PairScores(answer_logprobs(self(batch.line), batch), answer_counts(batch), reference)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
-        """The line's share of the step's loss, times what Lightning divides by: micro-batches and ranks."""
+        """The line's share of the step's loss, times what it will be divided by."""
         self.line_metrics.update(batch.line)
         scores, places = self.scores(batch), self._places(batch)
         if batch_idx == 0 and self.trainer.global_step == 0:
@@ -128,7 +129,7 @@ class SpeechDPO(PackedLineTask):
         totals = self._by_settings(batch.task_totals.float(), places)
         totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         loss = self._loss(batch, scores, places, totals, self.train_pairs)
-        return self.trainer.accumulate_grad_batches * self.trainer.world_size * loss
+        return loss_divisor(self.trainer) * loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:  # type: ignore[override]
         """Count the line's pairs."""

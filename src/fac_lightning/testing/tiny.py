@@ -39,7 +39,7 @@ class FrameEncoder(SpeechEncoder):
         inside = torch.arange(audio.shape[1], device=audio.device) < lengths[:, None]
         padded = F.pad(audio.masked_fill(~inside, 0), (0, -audio.shape[1] % self.hop_length))
         frames = -(-lengths // self.hop_length)
-        features = self.proj(padded.unflatten(1, (-1, self.hop_length)))  # (B, T, dim)
+        features = self.proj(padded.unflatten(1, (-1, self.hop_length)).to(self.proj.weight.dtype))  # (B, T, dim)
         keep = torch.arange(features.shape[1], device=audio.device) < frames[:, None]
         return SpeechFeatures(features=features.masked_fill(~keep[..., None], 0), lengths=frames)
 
