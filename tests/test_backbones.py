@@ -30,7 +30,7 @@ def test_transformers_models_keep_the_contract(family, tied):
 def test_the_check_finds_rows_that_see_each_other(monkeypatch):
     import fac_lightning.hf_packed as hf_packed
 
-    one_row = lambda lengths, device: packed_layout(lengths.sum()[None], device)  # noqa: E731
+    one_row = lambda lengths, device, parents: packed_layout(lengths.sum()[None], device)  # noqa: E731
     monkeypatch.setattr(hf_packed, "packed_layout", one_row)
     with pytest.raises(AssertionError, match="rows packed in one line"):
         check_backbone(tiny_backbone())
@@ -243,4 +243,77 @@ def test_the_variable_length_kernel_agrees(heads):
     layout = packed_layout(torch.tensor(sizes), "cuda")
     fast = packed_attention(*tensors, layout, scale=scale)
     slow = packed_attention(*(x.float() for x in tensors), layout, scale=scale)
+    torch.testing.assert_close(fast.float(), slow, atol=2e-2, rtol=2e-2)
+
+
+def continued(sizes, parents):
+    """Position ids of rows that continue other rows, and the line positions that each row sees."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    own = [list(range(a, a + n)) for a, n in zip(starts, sizes, strict=True)]
+    seen = [(own[p] if p >= 0 else []) + mine for p, mine in zip(parents, own, strict=True)]
+    ahead = [sizes[p] if p >= 0 else 0 for p in parents]
+    return torch.cat([torch.arange(n) + a for n, a in zip(sizes, ahead, strict=True)]), seen
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parents"),
+    [
+        ([5, 3, 4], [-1, 0, 0]),
+        ([6, 2, 7, 4, 3, 3, 1], [-1, 0, 0, -1, 3, 3, -1]),
+        ([3, 0, 4, 9], [-1, 0, 0, -1]),
+        ([400, 30, 390], [-1, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("window", [None, 4])
+def test_rows_that_continue_a_row_see_it_and_not_each_other(sizes, parents, window):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(sum(sizes), heads, 8) for heads in (4, 2, 2))
+    layout = packed_layout(torch.tensor(sizes), "cpu", torch.tensor(parents))
+    got = packed_attention(query, key, value, layout, window=window)
+    assert layout.total == sum(sizes)
+    _, seen = continued(sizes, parents)
+    for size, positions in zip(sizes, seen, strict=True):
+        if size:
+            alone = packed_layout(torch.tensor([len(positions)]), "cpu")
+            want = packed_attention(query[positions], key[positions], value[positions], alone, window=window)
+            torch.testing.assert_close(got[positions[-size:]], want[-size:])
+    # what the variable-length kernel is given: whole rows, of which the own positions are taken
+    spread = [i for size, positions in zip(sizes, seen, strict=True) if size for i in positions]
+    assert layout.spread.tolist() == spread
+    assert layout.spread[layout.own].tolist() == list(range(sum(sizes)))
+    assert layout.offsets.tolist() == [
+        0,
+        *torch.tensor([len(p) for n, p in zip(sizes, seen, strict=True) if n]).cumsum(0),
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prompt_gives_what_two_whole_rows_give(family):
+    backbone = tiny_backbone(family=family)
+    sizes, parents = [6, 2, 7, 4], [-1, 0, 0, -1]
+    position_ids, seen = continued(sizes, parents)
+    embeds = torch.randn(sum(sizes), 16, requires_grad=True)
+    shared = backbone(embeds, position_ids, torch.tensor(sizes), torch.tensor(parents))
+    (gradient,) = torch.autograd.grad(shared.square().sum(), embeds)
+    apart = [
+        backbone(embeds[p], torch.arange(len(p)), torch.tensor([len(p)]))[-n:] for n, p in zip(sizes, seen, strict=True)
+    ]
+    torch.testing.assert_close(shared, torch.cat(apart), atol=1e-5, rtol=1e-5)
+    (want,) = torch.autograd.grad(torch.cat(apart).square().sum(), embeds)
+    torch.testing.assert_close(gradient, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parents", [[0, -1], [1, -1], [-1, 0, 1]])
+def test_parents_are_earlier_rows_without_parents(parents):
+    with pytest.raises(ValueError, match="a parent must be an earlier row that has no parent itself"):
+        packed_layout(torch.full((len(parents),), 2), "cpu", torch.tensor(parents))
+
+
+@pytest.mark.gpu
+def test_the_kernel_keeps_to_parents():
+    sizes, parents = [60, 20, 70, 40], torch.tensor([-1, 0, 0, -1])
+    query, key, value = (torch.randn(sum(sizes), heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
+    layout = packed_layout(torch.tensor(sizes), "cuda", parents)
+    fast = packed_attention(query, key, value, layout)
+    slow = packed_attention(query.float(), key.float(), value.float(), layout)
     torch.testing.assert_close(fast.float(), slow, atol=2e-2, rtol=2e-2)

@@ -402,6 +402,39 @@ def test_other_mistakes_are_told(build, tmp_path, chat, world):
         module.train_dataloader()
 
 
+def test_a_shared_prompt_is_put_in_once(build):
+    plain, shared = build(), build(share_prompt=True)
+    for index in (0, 13):
+        apart, once = plain.train_corpus.pair(index), shared.train_corpus.pair(index)
+        start = apart.chosen.start
+        assert len(once) == len(apart) - start
+        assert once.audio_seconds == pytest.approx(apart.audio_seconds / 2)
+        assert once.digest == apart.digest  # a stored reference serves both
+        prompt, chosen, rejected = once.rows
+        for tail, whole in ((chosen, apart.rows[0]), (rejected, apart.rows[1])):
+            assert np.concatenate([prompt.text_ids, tail.text_ids]).tolist() == whole.text_ids.tolist()
+            assert np.concatenate([prompt.codes, tail.codes]).tolist() == whole.codes.tolist()
+            places = np.concatenate([prompt.code_positions, tail.code_positions + start])
+            assert places.tolist() == whole.code_positions.tolist()
+            assert [*prompt.reply_lengths, *tail.reply_lengths] == whole.reply_lengths.tolist()
+            assert not tail.clips
+            assert tail.text_labels[0] != IGNORE  # the first label of the answer
+        batches = [module._collator(module.train_corpus)([pair]) for module, pair in ((plain, apart), (shared, once))]
+        counts = [answer_counts(batch) for batch in batches]
+        assert torch.equal(counts[0].text, counts[1].text)
+        assert torch.equal(counts[0].speech, counts[1].speech)
+        line = batches[1].line
+        assert line.parents.tolist() == [-1, 0, 0]
+        assert line.position_ids.tolist() == [
+            i for a, row in zip((0, start, start), once.rows, strict=True) for i in range(a, a + len(row))
+        ]
+    batch = next(iter(shared.train_dataloader()))
+    pairs = batch.num_pairs
+    assert batch.line.parents.tolist() == [p for i in range(pairs) for p in (-1, 3 * i, 3 * i)]
+    assert batch.num_pairs > next(iter(plain.train_dataloader())).num_pairs
+    assert batch.to("cpu").line.parents is not None
+
+
 def test_digests_see_what_makes_the_logprobs(build):
     pair = build().train_corpus.pair(0)
     assert pair.digest == build().train_corpus.pair(0).digest

@@ -337,6 +337,55 @@ def test_two_ranks_are_one_line_with_both(pairs, collate, with_reference, combin
     assert_same(torch.load(tmp_path / "gradients.pt"), combined)
 
 
+@pytest.fixture(scope="module")
+def twice(world, tmp_path_factory):
+    """The same pairs of two rounds, each prompt in its own row and shared: two batches."""
+    folder = tmp_path_factory.mktemp("twice")
+    make_dialogues(folder / "talk", 4, rounds=2)
+    SwappedAnswers(str(folder / "talk"), str(folder / "pairs")).run()
+    with PreferenceWriter(folder / "pairs", folder / "talk") as writer:
+        writer.write(PreferencePair("one-sided", "dummy-0", 3, WrittenAnswer("yes"), TurnAnswer("dummy-0", 1)))
+    found = []
+    for share_prompt in (False, True):
+        module = PreferenceDataModule(
+            str(folder / "pairs"), str(world / "tokenizer"), tokenizer=LoudnessTokenizer(),
+            geometry=tiny().geometry, capacity=2048, share_prompt=share_prompt,
+        )  # fmt: skip
+        module.setup("fit")
+        found += list(module.every_pair())
+    return found
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_shared_prompt_changes_no_logprob_and_no_gradient(twice, lora):
+    apart, shared = twice
+    assert apart.ids == shared.ids
+    assert len(shared.line.text_ids) < 0.65 * len(apart.line.text_ids)
+    assert len(shared.line.audio.lengths) == len(apart.line.audio.lengths) / 2
+    model = tiny(lora).eval()
+    found = []
+    for batch in twice:
+        model.zero_grad()
+        sums = answer_logprobs(model(batch.line), batch)
+        (sums.text[0] - sums.text[1] + sums.speech[0] - sums.speech[1]).sum().backward()
+        found.append((sums, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (one, first), (two, second) = found
+    torch.testing.assert_close(two.text, one.text, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(two.speech, one.speech, atol=1e-5, rtol=1e-6)
+    for name, gradient in first.items():
+        torch.testing.assert_close(second[name], gradient, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_shared_prompt_is_refused_by_what_cannot_do_it(twice, monkeypatch):
+    model = tiny()
+    monkeypatch.setattr(type(model.head), "whole_sequence", True)
+    with pytest.raises(ValueError, match="rows share their prompt, but RefinedHead reads whole rows; give every row"):
+        model(twice[1].line)
+    monkeypatch.setattr(type(model.backbone), "takes_parents", False)
+    with pytest.raises(ValueError, match="but HFBackbone takes no parents"):
+        model(twice[1].line)
+
+
 def moved(task, data, folder, steps=4, **options):
     fit(task, data, folder, steps, **options)
     return [row["train/loss"] for row in logged(folder) if "train/loss" in row]

@@ -29,7 +29,9 @@ def register_packed_attention() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def packed_forward(model: Any, embeds: Tensor, position_ids: Tensor, lengths: Tensor, **options: Any) -> Any:
+def packed_forward(
+    model: Any, embeds: Tensor, position_ids: Tensor, lengths: Tensor, parents: Tensor | None = None, **options: Any
+) -> Any:
     """Output of a transformers model on a packed line: ``last_hidden_state`` is ``(1, N, D)``.
 
     Args:
@@ -37,6 +39,7 @@ def packed_forward(model: Any, embeds: Tensor, position_ids: Tensor, lengths: Te
         embeds: ``(N, D)``.
         position_ids: ``(N,)``.
         lengths: Positions per row ``(R,)``; rows see only themselves.
+        parents: The row that each row continues ``(R,)``, -1 for none; see ``packed_layout``.
         options: More arguments of the model's forward.
     """
     register_packed_attention()  # also in a process that got this model by pickling
@@ -46,7 +49,7 @@ def packed_forward(model: Any, embeds: Tensor, position_ids: Tensor, lengths: Te
         # transformers takes a 4-D mask as ready-made and builds no N x N one
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),
         use_cache=False,
-        packed_layout=packed_layout(lengths, embeds.device),
+        packed_layout=packed_layout(lengths, embeds.device, parents),
         **options,
     )
 

@@ -4,6 +4,9 @@ Rows of similar length are gathered into one right-padded batch each, where caus
 a row that is long or alone is sliced instead of gathered. On CUDA in half precision the variable-length kernel of
 PyTorch takes the packed line as it is.
 
+A row may continue another one, its parent: two answers to one prompt are three rows, and the prompt is computed once.
+Keys and values of the parent are then gathered in front of the row's own, which is all that sharing costs.
+
 Legend: N positions of the line, R rows, H query heads, K key-value heads (H a multiple of K), E width of a head.
 """
 
@@ -32,10 +35,10 @@ class Bucket:
     """Rows that are attended together."""
 
     rows: int  # Rb
-    length: int  # positions of the longest row
+    length: int  # positions of the longest row, parents' included
     start: int  # first position in the line when the bucket is one row
-    gather: Tensor | None  # (Rb * length,) int64 into N; None when the bucket is one row
-    valid: Tensor | None  # (sum of lengths,) int64 into Rb * length
+    gather: Tensor | None  # (Rb * length,) int64 into N; None when the bucket is one row without a parent
+    valid: Tensor | None  # (sum of lengths,) int64 into Rb * length: the rows' own positions
 
 
 @dataclass(frozen=True)
@@ -46,32 +49,52 @@ class PackedLayout:
     max_length: int
     buckets: tuple[Bucket, ...]
     restore: Tensor | None  # (N,) int64: line position -> place in the concatenated bucket outputs
-    offsets: Tensor  # (R + 1,) int32 cumulative lengths
+    offsets: Tensor  # (R + 1,) int32 cumulative lengths, parents' included
+    spread: Tensor | None = None  # (offsets[-1],) int64 into N: rows with their parents in front; None without parents
+    own: Tensor | None = None  # (N,) int64 into ``spread``: the rows' own positions
 
 
-def packed_layout(lengths: Tensor, device: torch.device | str) -> PackedLayout:
-    """Sort rows of ``lengths`` ``(R,)`` into buckets; index tensors land on ``device``. Empty rows are skipped."""
-    sizes = [int(n) for n in lengths.tolist() if n > 0]
-    offsets = torch.tensor([0, *sizes]).cumsum(0)
-    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+def packed_layout(lengths: Tensor, device: torch.device | str, parents: Tensor | None = None) -> PackedLayout:
+    """Sort rows into buckets. Empty rows are skipped.
+
+    Args:
+        lengths: Positions per row ``(R,)``.
+        device: Where index tensors land.
+        parents: ``(R,)`` int64, the row that each row continues, -1 for none.
+
+    Raises:
+        ValueError: A parent is no earlier row, or has a parent itself.
+    """
+    sizes = lengths.cpu()
+    starts = sizes.cumsum(0) - sizes
+    above = torch.full_like(sizes, -1) if parents is None else parents.cpu()
+    if bool((above >= torch.arange(len(above))).any()) or bool((above[above.clamp_min(0)] >= 0)[above >= 0].any()):
+        raise ValueError(f"parents {above.tolist()}: a parent must be an earlier row that has no parent itself")
+    led = above.clamp_min(0)
+    kept = (sizes > 0).nonzero().squeeze(1)
+    lead = sizes[led].where(above >= 0, 0)[kept]  # positions of each row's parent, in front of its own
+    lead_start, start, whole = starts[led][kept], starts[kept], sizes[kept] + lead
+    sized = whole.tolist()
+    order = sorted(range(len(sized)), key=lambda i: -sized[i])
     buckets, taken = [], []
     first = 0
     while first < len(order):
-        longest, last = sizes[order[first]], first + 1
-        while longest < LONG_ROW and last < len(order) and sizes[order[last]] >= MIN_FILL * longest:
+        longest, last = sized[order[first]], first + 1
+        while longest < LONG_ROW and last < len(order) and sized[order[last]] >= MIN_FILL * longest:
             last += 1
-        rows = torch.tensor(order[first:last])
-        row_lengths, steps = torch.tensor(sizes)[rows], torch.arange(longest)
+        rows, steps = torch.tensor(order[first:last]), torch.arange(longest)
+        ahead, end = lead[rows, None], whole[rows, None]
         # positions past a row's end repeat its last one: causality hides them and their outputs are dropped
-        positions = offsets[rows][:, None] + torch.minimum(steps, row_lengths[:, None] - 1)  # (Rb, longest)
-        real = (steps < row_lengths[:, None]).flatten()
+        own = start[rows, None] + torch.minimum(steps, end - 1) - ahead
+        positions = torch.where(steps < ahead, lead_start[rows, None] + steps, own)  # (Rb, longest)
+        real = ((steps >= ahead) & (steps < end)).flatten()
         taken.append(positions.flatten()[real])
-        single = last - first == 1
+        single = last - first == 1 and not ahead.any()
         buckets.append(
             Bucket(
                 rows=last - first,
                 length=longest,
-                start=int(offsets[rows[0]]),
+                start=int(start[rows[0]]),
                 gather=None if single else positions.flatten().to(device),
                 valid=None if single or bool(real.all()) else real.nonzero().squeeze(1).to(device),
             )
@@ -81,12 +104,21 @@ def packed_layout(lengths: Tensor, device: torch.device | str) -> PackedLayout:
     restore = torch.empty_like(in_order)
     restore[in_order] = torch.arange(len(in_order))
     sorted_already = bool((in_order[1:] > in_order[:-1]).all())
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), whole.cumsum(0)])
+    steps = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(whole)
+    ahead = lead.repeat_interleave(whole)
+    spread = torch.where(
+        steps < ahead, lead_start.repeat_interleave(whole) + steps, start.repeat_interleave(whole) + steps - ahead
+    )
+    shared = bool(lead.any())
     return PackedLayout(
-        total=int(offsets[-1]),
-        max_length=max(sizes, default=0),
+        total=int(sizes.sum()),
+        max_length=max(sized, default=0),
         buckets=tuple(buckets),
         restore=None if sorted_already else restore.to(device),
         offsets=offsets.to(device, torch.int32),
+        spread=spread.to(device) if shared else None,
+        own=(steps >= ahead).nonzero().squeeze(1).to(device) if shared else None,
     )
 
 
@@ -127,7 +159,10 @@ def packed_attention(
     if torch.is_autocast_enabled(device):  # norms with float32 weights leave queries and keys wider than values
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
-        return _varlen_attention(query, key, value, layout, scale, window)
+        if layout.spread is None or layout.own is None:
+            return _varlen_attention(query, key, value, layout, scale, window)
+        query, key, value = (x.index_select(0, layout.spread) for x in (query, key, value))
+        return _varlen_attention(query, key, value, layout, scale, window).index_select(0, layout.own)
     outputs = [_attend_bucket(query, key, value, b, scale, dropout, window) for b in layout.buckets]
     joined: Tensor = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return joined if layout.restore is None else joined.index_select(0, layout.restore)

@@ -140,7 +140,7 @@ class SpeechGeometry:
 
 @dataclass(frozen=True)
 class SpeechTextBatch:
-    """One packed line: R rows end to end, no padding; attention never crosses ``lengths``.
+    """One packed line: R rows end to end, no padding; attention never crosses ``lengths``, but into ``parents``.
 
     A position may carry any of three streams at once: a text token, a group of codes, a group of user speech
     features. Nothing here says that they exclude each other (full duplex uses all three).
@@ -169,6 +169,7 @@ class SpeechTextBatch:
     text_token_total: int  # labelled text tokens of the whole optimizer step on this rank (all micro-batches)
     speech_token_total: int  # labelled speech tokens of the whole optimizer step on this rank
     ids: tuple[str, ...] = ()  # (R,) "<cut id>/<mode>" of the rows
+    parents: Tensor | None = None  # (R,) int64 on CPU: the row whose positions come before this one's too; -1 for none
 
     def to(self, device: torch.device | str) -> SpeechTextBatch:
         """See ``to_device``; the name by which Lightning moves batches."""
@@ -258,7 +259,7 @@ def to_device(value: T_, device: torch.device | str) -> T_:
     for field in fields(value):  # type: ignore[arg-type]
         item = getattr(value, field.name)
         if isinstance(item, Tensor) and not (
-            isinstance(value, SpeechTextBatch) and field.name in ("lengths", "reply_lengths")
+            isinstance(value, SpeechTextBatch) and field.name in ("lengths", "reply_lengths", "parents")
         ):
             changes[field.name] = item.to(device, non_blocking=True)
         elif isinstance(item, Waveforms | SpeechTextBatch | AnswerSums):

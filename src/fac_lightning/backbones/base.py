@@ -19,6 +19,7 @@ class Backbone(nn.Module, ABC):
 
     dim: int  # width of embeddings and hidden states
     vocab_size: int  # rows of the text embedding and of the output matrix
+    takes_parents: bool = False  # rows may continue other rows: ``forward`` takes ``parents``
 
     @abstractmethod
     def embed(self, text_ids: Tensor) -> Tensor:
@@ -30,8 +31,12 @@ class Backbone(nn.Module, ABC):
         """Output matrix ``(vocab_size, dim)``, the parameter itself."""
 
     @abstractmethod
-    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; the rows of ``lengths`` ``(R,)`` see only themselves."""
+    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor, parents: Tensor | None = None) -> Tensor:
+        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; the rows of ``lengths`` ``(R,)`` see only themselves.
+
+        With ``parents`` ``(R,)`` a row also sees the row that it continues, -1 for none; given to backbones with
+        ``takes_parents`` alone.
+        """
 
     @abstractmethod
     def new_cache(self) -> Any:

@@ -34,6 +34,8 @@ class HFBackbone(Backbone):
         dtype: Of the parameters, a name in ``torch``.
     """
 
+    takes_parents = True
+
     def __init__(
         self,
         name: str | None = None,
@@ -84,9 +86,9 @@ class HFBackbone(Backbone):
         embeds: Tensor = self.model.get_input_embeddings()(text_ids)
         return embeds
 
-    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; the rows of ``lengths`` ``(R,)`` see only themselves."""
-        hidden: Tensor = packed_forward(self.model, embeds, position_ids, lengths).last_hidden_state[0]
+    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor, parents: Tensor | None = None) -> Tensor:
+        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; rows see themselves and the rows they continue."""
+        hidden: Tensor = packed_forward(self.model, embeds, position_ids, lengths, parents).last_hidden_state[0]
         return hidden
 
     def new_cache(self) -> Any:

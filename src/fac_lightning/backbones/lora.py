@@ -35,6 +35,8 @@ class LoRABackbone(Backbone):
         ValueError: ``targets`` match no layer.
     """
 
+    takes_parents = True
+
     def __init__(
         self,
         backbone: HFBackbone,
@@ -76,9 +78,9 @@ class LoRABackbone(Backbone):
         """Embeddings ``(..., dim)`` of token ids ``(...)``."""
         return self.backbone.embed(text_ids)
 
-    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; the rows of ``lengths`` ``(R,)`` see only themselves."""
-        hidden: Tensor = self.backbone(embeds, position_ids, lengths)
+    def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor, parents: Tensor | None = None) -> Tensor:
+        """Hidden states ``(N, dim)`` of a line ``(N, dim)``; rows see themselves and the rows they continue."""
+        hidden: Tensor = self.backbone(embeds, position_ids, lengths, parents)
         return hidden
 
     def new_cache(self) -> Any:

@@ -59,6 +59,8 @@ class PreferenceDataModule(lightning.LightningDataModule):
         reply: How spoken replies lie in backbone positions; give this or ``lead_in``.
         sil_weight: Weight of the ``<|sil|>`` labels behind an answer's words, from the second on. There are several a
             second, and a log-probability that counts them all is one of silence.
+        share_prompt: Put the prompt of a pair into the line once, with both answers behind it that do not see each
+            other: the same log-probabilities for less work. Not for heads that read whole rows (``FunAudioHead``).
         system_prompts: Prompt per mode, where it is to differ. A dialogue's own prompt comes first.
         seed: Order and tasks.
         num_workers: Processes that lay out and pack; 0 does it in the training process.
@@ -85,6 +87,7 @@ class PreferenceDataModule(lightning.LightningDataModule):
         lead_in: int = 0,
         reply: ReplyRule | None = None,
         sil_weight: float = 0.0,
+        share_prompt: bool = False,
         system_prompts: dict[str, str] | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -103,7 +106,7 @@ class PreferenceDataModule(lightning.LightningDataModule):
         )
         if look_ahead < 1:
             raise ValueError(f"look_ahead must be at least 1, got {look_ahead}; it counts lines kept open in packing")
-        self.reply, self.sil_weight = reply_rule(lead_in, reply), sil_weight
+        self.reply, self.sil_weight, self.share_prompt = reply_rule(lead_in, reply), sil_weight, share_prompt
         self.system_prompts, self.seed, self.num_workers = system_prompts, seed, num_workers
         self.val_lines, self.look_ahead, self.cache_audio = val_lines, look_ahead, cache_audio
         self.train_corpus: PairCorpus | None = None
@@ -233,6 +236,7 @@ class PreferenceDataModule(lightning.LightningDataModule):
             "budget": str(self.budget),
             "look_ahead": self.look_ahead,
             "reply": str(self.reply),
+            "share_prompt": self.share_prompt,
             "seed": self.seed,
             "num_workers": max(1, self.num_workers),
             "world_size": self._shard()[1],
@@ -257,6 +261,7 @@ class PreferenceDataModule(lightning.LightningDataModule):
             self.system_prompts,
             self.reply,
             self.sil_weight,
+            self.share_prompt,
             self.cache_audio,
         )
         pairs = [corpus.pair(i) for i in range(len(corpus))]

@@ -34,6 +34,7 @@ class PairCorpus:
         system_prompts: Prompts that replace those of the modes.
         reply: How spoken answers lie; ``FrameEnd()`` when None.
         sil_weight: Weight of the ``<|sil|>`` labels behind the words of an answer, from the second on.
+        share_prompt: Put the prompt of a pair into the line once; see ``PreferenceDataModule``.
         cache_audio: Keep the users' waveforms as 16-bit integers once they are read.
         progress: Show a bar while codes are made.
     """
@@ -48,13 +49,14 @@ class PairCorpus:
         system_prompts: Mapping[str, str] | None = None,
         reply: ReplyRule | None = None,
         sil_weight: float = 0.0,
+        share_prompt: bool = False,
         cache_audio: bool = True,
         progress: bool = True,
     ) -> None:
         if not 0 <= sil_weight <= 1:
             raise ValueError(f"sil_weight must lie between 0 and 1, got {sil_weight}")
         self.chat, self.geometry, self.mode, self.reply = chat, geometry, mode, reply
-        self.system_prompts, self.sil_weight = dict(system_prompts or {}), sil_weight
+        self.system_prompts, self.sil_weight, self.share_prompt = dict(system_prompts or {}), sil_weight, share_prompt
         self.pairs: list[tuple[Path, PreferencePair]] = [found for path in paths for found in read_pairs(path)]
         if not self.pairs:
             raise ValueError(f"there is no preference pair in {', '.join(map(str, paths))}")
@@ -88,10 +90,11 @@ class PairCorpus:
         assert mode is not None  # only ASR and TTS may find nothing
         # one prompt for both, also where only one of the answers is spoken
         system = item.system if item.system is not None else self.system_prompts.get(mode, SYSTEM_PROMPTS[mode])
-        rows = [
-            self._row(f"{pair.id}/{side}", [*prompt, a], mode, system) for side, a in zip("wl", answers, strict=True)
-        ]
-        return PairRows(pair.id, int(self.tasks[index]), pair.weight, *rows)
+        chosen, rejected = (
+            self._row(f"{pair.id}/{side}", [*prompt, answer], mode, system)
+            for side, answer in zip(("chosen", "rejected"), answers, strict=True)
+        )
+        return PairRows(pair.id, int(self.tasks[index]), pair.weight, chosen, rejected, self.share_prompt)
 
     def describe(self) -> dict[str, int]:
         """Pairs of each task."""

@@ -6,7 +6,8 @@ Legend: N positions of a row, H groups to say, k frames per group, Q codebooks, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
@@ -16,9 +17,9 @@ from torch import Tensor
 from fac_lightning.data.layout import Row
 from fac_lightning.data.packing import collate_line
 from fac_lightning.prompts import ChatFormat
-from fac_lightning.types import IGNORE, AnswerSums, PreferenceBatch, bos_code
+from fac_lightning.types import IGNORE, AnswerSums, PreferenceBatch, SpeechTextBatch, bos_code
 
-__all__ = ["AnswerRow", "PairCollator", "PairRows", "weigh_answer"]
+__all__ = ["AnswerRow", "PairCollator", "PairRows", "split_row", "weigh_answer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,15 @@ class AnswerRow:
     text_weights: np.ndarray  # (N,) float32
     speech_weights: np.ndarray  # (H, k, Q) float32
 
+    def split(self, place: int) -> tuple[AnswerRow, AnswerRow]:
+        """The positions before ``place`` and those from it on; no clip and no reply lies on both sides."""
+        first, second = split_row(self.row, place)
+        said = len(first.speech_labels)
+        return (
+            AnswerRow(first, self.start, self.text_weights[:place], self.speech_weights[:said]),
+            AnswerRow(second, self.start - place, self.text_weights[place:], self.speech_weights[said:]),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class PairRows:
@@ -40,11 +50,21 @@ class PairRows:
     weight: float
     chosen: AnswerRow
     rejected: AnswerRow
+    share_prompt: bool = False  # put the prompt into the line once, both answers continue it
+
+    @cached_property
+    def parts(self) -> tuple[AnswerRow, ...]:
+        """What is put into a line: chosen and rejected; or the prompt they share, then what each has of its own."""
+        if not self.share_prompt:
+            return self.chosen, self.rejected
+        start = self.chosen.start
+        prompt, _ = self.chosen.split(start)
+        return prompt, self.chosen.split(start)[1], self.rejected.split(start)[1]
 
     @property
-    def rows(self) -> tuple[Row, Row]:
-        """Chosen and rejected."""
-        return self.chosen.row, self.rejected.row
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the parts."""
+        return tuple(part.row for part in self.parts)
 
     @property
     def audio_seconds(self) -> float:
@@ -109,16 +129,20 @@ class PairCollator:
 
     def __call__(self, pairs: Sequence[PairRows]) -> PreferenceBatch:
         """The line of ``pairs``, at least one."""
-        line = collate_line([row for pair in pairs for row in pair.rows], self.capacity, self.sample_rate)
-        answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        numbers = np.arange(2 * len(pairs)).reshape(2, -1).T.flatten()  # chosen, rejected, chosen ...
+        parts = [part for pair in pairs for part in pair.parts]
+        line = collate_line([part.row for part in parts], self.capacity, self.sample_rate)
+        if any(pair.share_prompt for pair in pairs):
+            line = _continued(line, pairs)
+        count = len(pairs)
+        # a shared prompt is counted to the chosen answer, to no effect: its labels weigh nothing
+        numbers = np.concatenate([([i] if p.share_prompt else []) + [i, count + i] for i, p in enumerate(pairs)])
         tasks = torch.tensor([pair.task for pair in pairs], dtype=torch.int64)
         return PreferenceBatch(
             line=line,
-            text_answers=_repeated(numbers, [len(answer.row) for answer in answers]),
-            text_weights=torch.from_numpy(np.concatenate([answer.text_weights for answer in answers])),
-            speech_answers=_repeated(numbers, [len(answer.speech_weights) for answer in answers]),
-            speech_weights=torch.from_numpy(np.concatenate([answer.speech_weights for answer in answers])),
+            text_answers=_repeated(numbers, [len(part.row) for part in parts]),
+            text_weights=torch.from_numpy(np.concatenate([part.text_weights for part in parts])),
+            speech_answers=_repeated(numbers, [len(part.speech_weights) for part in parts]),
+            speech_weights=torch.from_numpy(np.concatenate([part.speech_weights for part in parts])),
             tasks=tasks,
             weights=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
             task_totals=tasks.bincount(minlength=len(self.task_names)),
@@ -126,6 +150,54 @@ class PairCollator:
             reference=None if self.reference is None else self.reference(pairs),
             ids=tuple(pair.id for pair in pairs),
         )
+
+
+def split_row(row: Row, place: int) -> tuple[Row, Row]:
+    """A row in two; positions of the second count from 0. No clip and no reply may lie on both sides of ``place``."""
+    coded, said = (int((x < place).sum()) for x in (row.code_positions, row.speech_positions))
+    replies = int((row.reply_lengths.cumsum() <= said).sum())
+    assert row.reply_lengths[:replies].sum() == said, "a reply lies on both sides"
+    assert (row.feature_positions < place).all(), "a clip lies behind the place"
+    first = replace(
+        row,
+        text_ids=row.text_ids[:place],
+        text_mask=row.text_mask[:place],
+        text_labels=row.text_labels[:place],
+        codes=row.codes[:coded],
+        code_positions=row.code_positions[:coded],
+        speech_positions=row.speech_positions[:said],
+        speech_labels=row.speech_labels[:said],
+        reply_lengths=row.reply_lengths[:replies],
+        seconds=row.audio_seconds,
+    )
+    second = replace(
+        row,
+        text_ids=row.text_ids[place:],
+        text_mask=row.text_mask[place:],
+        text_labels=row.text_labels[place:],
+        codes=row.codes[coded:],
+        code_positions=row.code_positions[coded:] - place,
+        speech_positions=row.speech_positions[said:] - place,
+        speech_labels=row.speech_labels[said:],
+        reply_lengths=row.reply_lengths[replies:],
+        feature_positions=row.feature_positions[:0],
+        clips=(),
+        audio_seconds=0.0,
+        seconds=row.seconds - row.audio_seconds,
+    )
+    return first, second
+
+
+def _continued(line: SpeechTextBatch, pairs: Sequence[PairRows]) -> SpeechTextBatch:
+    """The line of ``pairs`` with the rows that continue a prompt told so, and their positions behind it."""
+    parents: list[int] = []
+    ahead: list[int] = []
+    for pair in pairs:
+        here = len(parents)
+        parents += [-1, here, here] if pair.share_prompt else [-1, -1]
+        ahead += [0, pair.chosen.start, pair.chosen.start] if pair.share_prompt else [0, 0]
+    shift = torch.tensor(ahead).repeat_interleave(line.lengths)
+    return replace(line, parents=torch.tensor(parents), position_ids=line.position_ids + shift)
 
 
 def _repeated(numbers: np.ndarray, counts: Sequence[int]) -> Tensor:

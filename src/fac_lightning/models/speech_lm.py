@@ -107,8 +107,13 @@ class SpeechLM(nn.Module):
         )
 
     def forward(self, batch: SpeechTextBatch) -> SpeechLMOutput:
-        """Log-probabilities of all labels of a packed line; an empty stream gives empty tensors and sums of 0."""
-        hidden = self.backbone(self.embed(batch), batch.position_ids, batch.lengths)
+        """Log-probabilities of all labels of a packed line; an empty stream gives empty tensors and sums of 0.
+
+        Raises:
+            ValueError: Rows continue other rows, but backbone or head only know rows that stand alone.
+        """
+        parents = () if batch.parents is None else (self._checked(batch.parents),)
+        hidden = self.backbone(self.embed(batch), batch.position_ids, batch.lengths, *parents)
         positions = (batch.text_labels != IGNORE).nonzero().squeeze(1)
         logprobs, correct = chunked_logprobs(
             hidden.index_select(0, positions), self.backbone.output_weight, batch.text_labels[positions]
@@ -171,6 +176,17 @@ class SpeechLM(nn.Module):
             )
         streams.append(torch.zeros_like(text).index_copy(0, positions, values.to(text.dtype)))
         present.append(torch.zeros_like(present[0]).index_fill(0, positions, True))
+
+    def _checked(self, parents: Tensor) -> Tensor:
+        if not self.backbone.takes_parents:
+            why = f"{type(self.backbone).__name__} takes no parents"
+        elif self.head is not None and self.head.whole_sequence:
+            why = f"{type(self.head).__name__} reads whole rows"
+        else:
+            return parents
+        raise ValueError(
+            f"rows share their prompt, but {why}; give every row a prompt of its own (share_prompt: false)"
+        )
 
     def _say(self, batch: SpeechTextBatch, hidden: Tensor) -> HeadOutput:
         """The head's output on the groups to say ``(H, k, Q)``."""

@@ -170,7 +170,7 @@ class FunAudioChat(nn.Module):
         rows = _Rows.of(merged.embeds, attention_mask, position_ids)
         backbone = self.model.backbone
         router = bool(self.config["text_config"].get("output_router_logits"))
-        options = {"output_router_logits": True} if router else {}
+        options: dict[str, Any] = {"output_router_logits": True} if router else {}
         out = packed_forward(backbone.model, rows.pack(merged.embeds), rows.positions, rows.lengths, **options)
         hidden = out.last_hidden_state[0]  # (N, D)
         text_logits = rows.unpack(backbone.logits(hidden))
