@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from fac_lightning.config.each import expand_stages
 from fac_lightning.config.errors import Problem, UserError, did_you_mean
 from fac_lightning.config.signatures import Definition, define
 from fac_lightning.config.source import BadPath
@@ -93,10 +94,11 @@ def _finish(name: str, tree: dict[str, Any], overrides: Sequence[str], notes: li
         if isinstance(trainer, dict):
             tree["trainer"] = {"_target_": _TRAINER, **trainer}
     problems = override(tree, overrides, notes)
+    tree, unclear = expand_stages(tree)
     tree, dangling = _resolve(tree)
     for note in notes:
         log.info(note)
-    return Recipe(name, tree, path, (*problems, *dangling), tuple(notes))
+    return Recipe(name, tree, path, (*problems, *unclear, *dangling), tuple(notes))
 
 
 # files
