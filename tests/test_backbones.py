@@ -30,7 +30,7 @@ def test_transformers_models_keep_the_contract(family, tied):
 def test_the_check_finds_rows_that_see_each_other(monkeypatch):
     import fac_lightning.hf_packed as hf_packed
 
-    one_row = lambda lengths, device, parents: packed_layout(lengths.sum()[None], device)  # noqa: E731
+    one_row = lambda lengths, device, parents=None: packed_layout(lengths.sum()[None], device)  # noqa: E731
     monkeypatch.setattr(hf_packed, "packed_layout", one_row)
     with pytest.raises(AssertionError, match="rows packed in one line"):
         check_backbone(tiny_backbone())
@@ -301,6 +301,15 @@ def test_a_shared_prompt_gives_what_two_whole_rows_give(family):
     torch.testing.assert_close(shared, torch.cat(apart), atol=1e-5, rtol=1e-5)
     (want,) = torch.autograd.grad(torch.cat(apart).square().sum(), embeds)
     torch.testing.assert_close(gradient, want, atol=1e-4, rtol=1e-4)
+
+
+def test_the_check_finds_rows_that_do_not_see_their_parent(monkeypatch):
+    import fac_lightning.hf_packed as hf_packed
+
+    alone = lambda lengths, device, parents: packed_layout(lengths, device)  # noqa: E731
+    monkeypatch.setattr(hf_packed, "packed_layout", alone)
+    with pytest.raises(AssertionError, match="rows that continue a row must give what whole rows give"):
+        check_backbone(tiny_backbone())
 
 
 @pytest.mark.parametrize("parents", [[0, -1], [1, -1], [-1, 0, 1]])

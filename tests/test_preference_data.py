@@ -30,6 +30,7 @@ from fac_lightning.data import (
 )
 from fac_lightning.data.preference_rows import PairCollator
 from fac_lightning.data.preference_stream import FixedPairs, PairStream, stream_pairs, task_shares
+from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.losses import answer_counts
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.replies import GroupEnd
@@ -384,6 +385,30 @@ def test_wrong_names_are_told_before_training(tmp_path, chat, pair, message):
         writer.write(pair)
     with pytest.raises(ValueError, match=message):
         PairCorpus([tmp_path], chat, GEOMETRY)
+
+
+def test_a_spoken_question_without_a_text_cannot_be_read(tmp_path, chat):
+    hum = (0.1 * np.sin(np.arange(8000) / 20)).astype(np.float32)
+    with DialogueWriter(tmp_path) as writer:
+        writer.write(Dialogue("d", (Turn("user", "", hum, 16000), Turn("assistant", "Hello."))))
+    with PreferenceWriter(tmp_path) as writer:
+        writer.write(PreferencePair("p", "d", 1, TurnAnswer("d", 1), WrittenAnswer("no")))
+    assert PairCorpus([tmp_path], chat, GEOMETRY, mode="S2T").pair(0).chosen.row.clips
+    with pytest.raises(ValueError, match="a user turn of dialogue 'd' is spoken without a text; take S2M or S2T"):
+        PairCorpus([tmp_path], chat, GEOMETRY, mode="T2T")
+
+
+def test_answers_may_come_as_codes(tmp_path, chat):
+    """As samples of a model do: they are dialogues of one turn, and no tokenizer is asked."""
+    with DialogueWriter(tmp_path) as writer:
+        writer.write(Dialogue("d", (Turn("user", "Hi."), Turn("assistant", "Hello."))))
+        for i in range(2):
+            codes = TurnCodes("mine", np.full((7 + i, 1), i), 25.0)
+            writer.write(Dialogue(f"sample-{i}", (Turn("assistant", f"Answer {i}.", codes=codes),)))
+    with PreferenceWriter(tmp_path) as writer:
+        writer.write(PreferencePair("p", "d", 1, TurnAnswer("sample-0", 0), TurnAnswer("sample-1", 0)))
+    pair = PairCorpus([tmp_path], chat, GEOMETRY, mode="T2M").pair(0)
+    assert [int((row.speech_labels == i).sum()) for i, row in enumerate(pair.rows)] == [7, 8]
 
 
 def test_other_mistakes_are_told(build, tmp_path, chat, world):

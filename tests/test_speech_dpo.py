@@ -592,3 +592,63 @@ def test_lines_of_the_data_module_reach_the_task(build):
         moved_batch = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
         scores = task.scores(moved_batch)
         torch.testing.assert_close(scores.log_ratios(1), torch.zeros(2, batch.num_pairs))
+
+
+STAGES = """
+vars: {run: RUN, world: WORLD}
+stages:
+  sft: {recipe: sft.yaml}
+  pairs: {recipe: pairs.yaml}
+  reference: {recipe: reference.yaml}
+  dpo: {recipe: dpo.yaml}
+"""
+PAIRS = """
+job: {_target_: fac_lightning.data.SwappedAnswers, dialogues: WORLD/train, out: RUN/pairs, limit: 6}
+"""
+DATA = """
+data: {_target_: fac_lightning.data.PreferenceDataModule, train: RUN/pairs, text_tokenizer: WORLD/tokenizer,
+  val: null, mode: S2T, capacity: 256, share_prompt: true}  # random codec: its codes differ from build to build
+"""
+REFERENCE = """
+base: data.yaml
+data: {_partial_: true}
+job: {_target_: fac_lightning.tasks.ReferenceLogprobs, run: RUN/sft, data: "${data}", out: RUN/reference, device: cpu}
+"""
+DPO = """
+base: [sft.yaml, data.yaml]
+init_from: RUN/sft
+task:
+  _target_: fac_lightning.tasks.SpeechDPO
+  settings:
+    default:
+      _target_: fac_lightning.tasks.PreferenceSettings
+      loss: {_target_: fac_lightning.losses.NormalizedDPOLoss, beta: 1.0}
+      streams: {_target_: fac_lightning.losses.JointStreams, speech_weight: 0.5}
+  reference: {_target_: fac_lightning.tasks.StoredReference}
+  lr: 2e-2
+data: {reference: RUN/reference}
+trainer: {max_steps: 6, default_root_dir: RUN/dpo}
+"""
+
+
+def test_fac_run_goes_from_dialogues_to_a_preferred_answer(tmp_path, capsys):
+    from fac_lightning.cli import load_run, main
+    from test_cli_talk import RECIPE
+
+    world, run = tmp_path / "world", tmp_path / "run"
+    make_dialogues(world / "train", 8)
+    TextTokenizerTraining([str(world / "train")], 360, str(world / "tokenizer")).run()
+    recipe = RECIPE.replace("max_steps: 20", "max_steps: 1").replace("  val: ${vars.world}/val\n", "")
+    recipe = recipe.replace('"${vars.run}"', f"{run}/sft")
+    texts = {"sft": recipe, "pairs": PAIRS, "data": DATA, "reference": REFERENCE, "dpo": DPO, "all": STAGES}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text.replace("WORLD", str(world)).replace("RUN", str(run)))
+    assert main(["run", str(tmp_path / "all.yaml")]) == 0
+    train = [row for row in logged(run / "dpo") if "train/loss" in row]
+    assert train[0]["train/rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert train[-1]["train/rewards/margins"] > 0.01
+    assert load_run(run / "dpo").model.geometry.codebook_size == 6561
+    assert len((run / "pairs" / "pairs.jsonl").read_text().splitlines()) == 6
+    capsys.readouterr()
+    assert main(["run", str(tmp_path / "all.yaml")]) == 0
+    assert "starts" not in capsys.readouterr().out  # all was done before

@@ -38,6 +38,8 @@ def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
     rows = embeds.split(sizes)
     alone = [part(row, torch.arange(len(row)), torch.tensor([len(row)])) for row in rows]
     _same(packed, torch.cat(alone), atol, "rows packed in one line must give what each gives alone")
+    if part.takes_parents:
+        _check_parents(part, rows, atol)
 
     longest = rows[2]
     changed = longest.clone()
@@ -54,6 +56,17 @@ def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
         start = end
     _same(torch.cat(pieces), alone[2], atol, "stepping with a cache must give what one pass gives")
     _check_left_padding(part, rows[3], longest, alone[3], alone[2], atol)
+
+
+def _check_parents(part: Backbone, rows: tuple[Tensor, ...], atol: float) -> None:
+    """The last three rows, of which two continue the first."""
+    ahead, *others = rows[1:]
+    positions = [torch.arange(len(ahead)), *(torch.arange(len(row)) + len(ahead) for row in others)]
+    lengths = torch.tensor([len(row) for row in rows[1:]])
+    shared = part(torch.cat(rows[1:]), torch.cat(positions), lengths, torch.tensor([-1, 0, 0]))
+    whole = [torch.cat([ahead, row]) for row in others]
+    apart = [part(row, torch.arange(len(row)), torch.tensor([len(row)]))[len(ahead) :] for row in whole]
+    _same(shared[len(ahead) :], torch.cat(apart), atol, "rows that continue a row must give what whole rows give")
 
 
 def _check_left_padding(part: Backbone, short: Tensor, long: Tensor, want: Tensor, other: Tensor, atol: float) -> None:
