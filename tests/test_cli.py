@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_info
 
+import recipe_parts
 from fac_lightning.cli import load_run, main
 from fac_lightning.cli.fit import fit
 from fac_lightning.config import RecipeError, load
@@ -57,6 +59,13 @@ def test_fit_leaves_a_run_folder(recipe, tmp_path, capsys):
     assert losses[-1] < losses[0]
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["fac_lightning_recipe"] == (run / "recipe.yaml").read_text()
+
+
+def test_what_a_task_says_at_the_start_is_shown_and_advertisements_are_not(recipe, monkeypatch, caplog):
+    monkeypatch.setattr(recipe_parts.Task, "setup", lambda task, stage: rank_zero_info("a table of what is trained"))
+    assert main(["fit", str(recipe)]) == 0
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("lightning")]
+    assert said == ["a table of what is trained"]
 
 
 def test_saved_recipe_repeats_the_run_exactly(recipe, tmp_path):

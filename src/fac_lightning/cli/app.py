@@ -26,6 +26,7 @@ COMMANDS = {
     "import": "turn a released checkpoint into a run folder",
     "export": "write a run as a released checkpoint",
     "merge": "merge a trained model with the one that it grew from",
+    "pairs": "make preference pairs of a run's own answers, or as a recipe says",
     "synth": "make dialogues: run a recipe that has a job",
 }
 
@@ -56,19 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.main(rest))
     except SystemExit as stop:  # argparse: help (0) or a wrong call (2)
         return stop.code if isinstance(stop.code, int) else FAILED
-    except KeyboardInterrupt:
-        return _complain("interrupted", FAILED)
+    except KeyboardInterrupt as stop:
+        return _complain(_with_notes("interrupted", stop), FAILED)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (ValueError, OSError) as error:
         if debug:
             raise
-        return _complain(*_explain(error))
+        text, code = _explain(error)
+        return _complain(_with_notes(text, error), code)
     except Exception as error:  # nobody expected it: the traceback is what helps
         if debug:
             raise
-        traceback.print_exc()
+        traceback.print_exc()  # shows the notes too
         return _complain(f"{type(error).__name__}: {error}", FAILED)
 
 
@@ -82,6 +84,11 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, FileNotFoundError):
         return str(error) if error.filename is None else f"there is no {error.filename}", DATA
     return f"{error}\n(--debug shows where)", DATA
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    """What was added to an error on its way up, such as the stage that it stopped, stands below it."""
+    return "\n".join([text, *getattr(error, "__notes__", [])])
 
 
 def _complain(text: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -65,9 +66,12 @@ def fit(
     with _quiet():
         if recipe.tree.get("seed") is not None:
             lightning.seed_everything(recipe.tree["seed"], workers=True, verbose=False)
+        earlier = _logged(folder) if start else []
         built = build(recipe, [SaveRecipe(text), SaveWeights()])
         _start_from(recipe, built.task.model if hasattr(built.task, "model") else built.model)
         _keep_text_tokenizer(recipe, folder)
+        if earlier:
+            built.trainer.callbacks.append(_keep_log(earlier))
         built.trainer.fit(built.task, datamodule=built.data, ckpt_path=start)
         if built.trainer.checkpoint_callback is not None and not built.trainer.fast_dev_run:
             built.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
@@ -117,13 +121,40 @@ def _checkpoint(recipe: Recipe, folder: Path, resume: bool) -> str | None:
     return None
 
 
+def _logged(folder: Path) -> list[dict[str, str]]:
+    """Rows that a run wrote to its log so far; CSVLogger deletes the file when it opens it again."""
+    path = folder / "logs" / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _keep_log(rows: list[dict[str, str]]) -> Any:
+    """Callback that writes earlier rows back before a run goes on, up to the step where it does."""
+    from lightning.pytorch.callbacks import LambdaCallback
+    from lightning.pytorch.loggers import CSVLogger
+
+    def write(trainer: Any, task: Any) -> None:
+        kept = [row for row in rows if int(row["step"]) < trainer.global_step]
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+                logger.experiment.metrics[:0] = kept
+                logger.save()
+
+    return LambdaCallback(on_train_start=write)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's advertisements and advice on what is meant so off the screen."""
+    """Keep Lightning's advertisements and advice on what is meant so off the screen; what our parts say stays."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
+    ours = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # what parts say on the first rank goes there too
+    levels = [(logger, logger.level) for logger in (*loggers, ours)]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
+    ours.setLevel(logging.INFO)
+    ours.addFilter(_not_advertised)
     try:
         with warnings.catch_warnings():
             for message in (
@@ -139,5 +170,14 @@ def _quiet() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        ours.removeFilter(_not_advertised)
+        for logger, level in levels:
             logger.setLevel(level)
+
+
+def _not_advertised(record: logging.LogRecord) -> bool:
+    import lightning
+
+    return record.levelno >= logging.WARNING or not Path(record.pathname).is_relative_to(
+        Path(lightning.__file__).parent
+    )

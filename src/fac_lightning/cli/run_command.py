@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import argparse
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,21 @@ def main(words: Sequence[str]) -> int:
     """Run a recipe."""
     made = recipe_parser("run", "Run a recipe: 'stages:' is a pipeline, 'job:' runs one object, all else trains.")
     made.add_argument("--resume", action="store_true", help="a training goes on from its last checkpoint")
+    stages = made.add_argument_group("a pipeline", "Stages that are done are skipped, interrupted ones go on.")
+    stages.add_argument("--from", dest="start", metavar="STAGE", help="look at this stage and all that need it")
+    stages.add_argument("--until", metavar="STAGE", help="look at this stage and all that it needs")
+    stages.add_argument("--only", metavar="STAGE", help="look at this stage")
+    stages.add_argument("--dry-run", action="store_true", help="print what would run and why, and run nothing")
     args = made.parse_intermixed_args(words)
-    run(load(args.recipe, args.overrides), resume=args.resume)
+    recipe = load(args.recipe, args.overrides)
+    if recipe.tree.get("stages"):
+        _run_words(recipe, args)
+        return 0
+    asked = [name for name in ("from", "until", "only") if getattr(args, "start" if name == "from" else name)]
+    asked += ["dry-run"] if args.dry_run else []
+    if asked:
+        raise UserError(f"--{asked[0]} is for pipelines, and {recipe.name} has no 'stages:'")
+    run(recipe, resume=args.resume)
     return 0
 
 
@@ -62,10 +76,10 @@ def run_job(recipe: Recipe) -> Any:
 
 
 def plan(recipe: Recipe, look: Callable[[Recipe], None]) -> list[Any]:
-    """Stages of a pipeline recipe, in order; ``look`` sees the composed recipe of each.
+    """Stages of a pipeline recipe, in an order that can be run; ``look`` sees the composed recipe of each.
 
     Raises:
-        UserError: A stage names no recipe, or one that cannot be composed.
+        UserError: A stage names no recipe or one that cannot be composed, or stages go round in a circle.
     """
     from fac_lightning.pipeline import plan_stages
 
@@ -85,38 +99,75 @@ def plan(recipe: Recipe, look: Callable[[Recipe], None]) -> list[Any]:
         raise UserError(f"{recipe.name}: {error}") from error
 
 
-def run_stages(recipe: Recipe) -> dict[str, Any]:
-    """Run a pipeline: what is done is skipped, what was interrupted goes on, what changed starts afresh."""
+def run_stages(recipe: Recipe, chosen: Callable[[list[Any]], Collection[str]] | None = None) -> dict[str, Any]:
+    """Run a pipeline: what is done is skipped, what was interrupted goes on, what changed starts afresh.
+
+    Args:
+        recipe: With ``stages:``.
+        chosen: Gives the names of the stages to look at, of all planned ones; None means all.
+    """
     from rich.console import Console
 
-    from fac_lightning.pipeline import run_pipeline
+    from fac_lightning.pipeline import StageError, run_pipeline
 
     ensure(recipe)
-    composed: dict[str, Recipe] = {}
-
-    def look(stage: Recipe) -> None:
-        ensure(stage)
-        composed[str(len(composed))] = stage
-
-    stages = plan(recipe, look)
-    recipes = dict(zip((stage.name for stage in stages), composed.values(), strict=True))
+    stages = plan(recipe, ensure)
     console = Console()
     titles = {
         "skip": "[dim]done before",
         "start": "[bold cyan]starts",
         "resume": "[bold cyan]goes on",
+        "restore": "[bold green]taken back",
+        "leave": "[dim]left as it is",
         "done": "[bold green]done",
+        "failed": "[bold red]stopped",
+        "note": "[dim]note",
     }
+    told = {"start", "resume", "restore", "failed", "note", "leave"}  # of which the reason is told too
+    names = [stage.name for stage in stages]
 
-    def tell(stage: Any, what: str) -> None:
-        number = [one.name for one in stages].index(stage.name) + 1
-        console.print(f"[{number}/{len(stages)}] {stage.name}: {titles[what]}", highlight=False)
+    def tell(stage: Any, what: str, why: str) -> None:
+        reason = f" ({why})" if why and what in told else ""
+        console.print(
+            f"[{names.index(stage.name) + 1}/{len(names)}] {stage.name}: {titles[what]}", end="", highlight=False
+        )
+        console.print(reason, markup=False, highlight=False, soft_wrap=True)
 
     def work(stage: Any) -> Any:
-        one = recipes[stage.name]
+        one = Recipe(stage.file, stage.recipe)
         return _plain(run_job(one) if one.tree.get("job") else _fit_stage(one))
 
-    return run_pipeline(stages, _pipeline_folder(recipe), work, tell)
+    try:
+        return run_pipeline(stages, _pipeline_folder(recipe), work, tell, None if chosen is None else chosen(stages))
+    except StageError as error:
+        raise UserError(f"{recipe.name}: {error}") from error
+
+
+def _run_words(recipe: Recipe, args: argparse.Namespace) -> None:
+    """Run a pipeline, or print what would run, as the command line asks."""
+    from fac_lightning.pipeline import StageError, choose_stages, preview
+
+    def chosen(stages: list[Any]) -> Collection[str]:
+        return choose_stages(stages, args.start, args.until, args.only)
+
+    if not args.dry_run:
+        run_stages(recipe, chosen)
+        return
+    ensure(recipe)
+    stages = plan(recipe, ensure)
+    folder = _pipeline_folder(recipe)
+    try:
+        decisions = preview(stages, folder, chosen(stages))
+    except StageError as error:
+        raise UserError(f"{recipe.name}: {error}") from error
+    titles = {"skip": "done", "start": "runs", "resume": "goes on", "restore": "taken back", "leave": "left as it is"}
+    rows = [(one.stage.name, titles[one.action], one.why, ", ".join(one.stage.needs)) for one in decisions]
+    working = sum(one.action in ("start", "resume") for one in decisions)
+    print(f"{recipe.name} in {folder}: {working} of {len(decisions)} stages would run")
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for number, (name, title, why, needs) in enumerate(rows, 1):
+        line = f"{number:>3}  {name:<{widths[0]}}  {title:<{widths[1]}}  {why}"
+        print(f"{line}{f'  [needs {needs}]' if needs else ''}".rstrip())
 
 
 def _fit_stage(recipe: Recipe) -> dict[str, Any]:

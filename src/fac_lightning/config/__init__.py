@@ -4,7 +4,7 @@ from fac_lightning.config.build import accepts, instantiate
 from fac_lightning.config.check import GIVEN, check, ensure, untrusted
 from fac_lightning.config.compose import Recipe, find_recipe, load, loads, shipped_recipes
 from fac_lightning.config.errors import Problem, RecipeError, UserError, report
-from fac_lightning.config.save import header, recipe_text
+from fac_lightning.config.save import header, recipe_text, surroundings
 from fac_lightning.config.signatures import Argument, Definition, define, find, lineage, locate
 from fac_lightning.config.source import BadPath, Unreadable, public_names
 
@@ -34,5 +34,6 @@ __all__ = [
     "recipe_text",
     "report",
     "shipped_recipes",
+    "surroundings",
     "untrusted",
 ]

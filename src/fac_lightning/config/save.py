@@ -9,22 +9,33 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from fac_lightning.config.compose import Recipe
 
-__all__ = ["header", "recipe_text"]
+__all__ = ["header", "recipe_text", "surroundings"]
 
 
 def header(command: Sequence[str] | None = None) -> str:
     """One comment line: versions, git commit of the working folder, command line."""
-    names = [("fac_lightning", "fac-lightning"), ("lightning", "lightning"), ("torch", "torch")]
-    parts = [f"{name} {_version(package)}" for name, package in names]
-    parts.append(f"python {platform.python_version()}")
-    commit = _git("rev-parse", "--short", "HEAD")
-    if commit:
-        parts.append(f"git {commit}{' (dirty)' if _git('status', '--porcelain') else ''}")
-    parts.append(shlex.join(_command_line() if command is None else command))
+    found = surroundings(command)
+    parts = [f"{name} {found['versions'][name]}" for name in ("fac_lightning", "lightning", "torch", "python")]
+    if found["git"]:
+        parts.append(f"git {found['git']['commit']}{' (dirty)' if found['git']['dirty'] else ''}")
+    parts.append(found["command"])
     return f"# {' | '.join(parts)}".replace("\n", " ")
+
+
+def surroundings(command: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a result was made with: ``versions``, ``git`` of the working folder (None outside one), ``command``."""
+    packages = ("fac-lightning", "lightning", "torch", "transformers", "lhotse")
+    versions = {package.replace("-", "_"): _version(package) for package in packages}
+    commit = _git("rev-parse", "--short", "HEAD")
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "git": {"commit": commit, "dirty": bool(_git("status", "--porcelain"))} if commit else None,
+        "command": shlex.join(_command_line() if command is None else command),
+    }
 
 
 def recipe_text(recipe: Recipe, command: Sequence[str] | None = None) -> str:
