@@ -159,12 +159,29 @@ def load_run(run: str | Path, allow: Sequence[str] = ()) -> LoadedRun:
 
     model = build_model(tree["model"], pretrained=False)
     load_weights(model, folder)
+    _as_stored(model, folder)
     tokenizer = instantiate(tree["tokenizer"], "tokenizer") if tree.get("tokenizer") else None
     model.eval()
     if tokenizer is not None:
         tokenizer.eval()
     reply = reply_rule(data.get("lead_in", 0), instantiate(data.get("reply"), "data.reply"))
     return LoadedRun(folder, recipe, model, tokenizer, _text_tokenizer(folder, data), data, reply)
+
+
+def _as_stored(model: Any, folder: Path) -> None:
+    """Give all parameters the floating type of the weights file, where it has one.
+
+    Parts are built in float32, or the backbone in another type for the training's sake; without a trainer's precision
+    they must agree, and half the memory will do where no more is stored.
+    """
+    from fac_lightning.merging import FileSource
+
+    with FileSource(folder) as source:
+        kinds = {spec.dtype for spec in source.specs.values() if spec.dtype.is_floating_point}
+    if len(kinds) == 1:
+        kind = kinds.pop()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(kind)  # not the buffers: rotary tables stay exact
 
 
 def _text_tokenizer(folder: Path, data: Mapping[str, Any]) -> Any:

@@ -63,11 +63,12 @@ def _tree(chat: Any, folder: Path, dtype: str | None) -> dict[str, Any]:
     from fac_lightning.interop.fun_audio_chat.config import part_arguments, recipe_node
     from fac_lightning.interop.fun_audio_chat.files import count_codes
 
-    kind = dtype or chat.layout.dtype or "float32"
+    # what is stored in half precision is trained in float32 under autocast: half cannot hold so small steps
+    halves = (dtype or chat.layout.dtype) in ("bfloat16", "float16")
     return {
         "seed": 42,
         "init_from": str(folder),
-        "model": recipe_node(part_arguments(chat.config, kind, count_codes(chat.processor))),
+        "model": recipe_node(part_arguments(chat.config, codebook_size=count_codes(chat.processor))),
         "task": {"_target_": "fac_lightning.tasks.SpeechSFT", "lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 20},
         "data": {
             "_target_": "fac_lightning.data.SpeechChatDataModule",
@@ -76,5 +77,10 @@ def _tree(chat: Any, folder: Path, dtype: str | None) -> dict[str, Any]:
             "capacity": 2048,
             "reply": {"_target_": "fac_lightning.replies.GroupEnd", "lead_in_codes": 10},
         },
-        "trainer": {"_target_": "lightning.Trainer", "max_steps": 1000, "default_root_dir": f"{folder}-tuned"},
+        "trainer": {
+            "_target_": "lightning.Trainer",
+            "max_steps": 1000,
+            "precision": "bf16-mixed" if halves else "32-true",
+            "default_root_dir": f"{folder}-tuned",
+        },
     }
