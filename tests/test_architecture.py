@@ -17,7 +17,18 @@ PARTS = frozenset(
 BASES = frozenset(f"{room}.base" for room in PARTS)
 # Files at the root: what crosses borders, and small tools without state.
 TOOLS = frozenset(
-    {"hf_packed", "packed", "prompts", "replies", "resampling", "text_tokenizer", "types", "weights", "wer"}
+    {
+        "hf_packed",
+        "packed",
+        "prompts",
+        "replies",
+        "resampling",
+        "text_probe",
+        "text_tokenizer",
+        "types",
+        "weights",
+        "wer",
+    }
 )
 EVERYTHING = frozenset({"*"})
 
@@ -40,6 +51,7 @@ HOUSE: dict[str, Room] = {
     "types": Room(frozenset(), only=frozenset({"torch"})),
     "prompts": Room(frozenset(), only=frozenset()),
     "text_tokenizer": Room(frozenset({"prompts"}), never=TRAINING),
+    "text_probe": Room(frozenset({"prompts"}), never=TRAINING | {"transformers"}),
     "packed": Room(frozenset({"types"}), never=TRAINING),
     "hf_packed": Room(frozenset({"packed"}), never=TRAINING),
     "replies": Room(frozenset({"types"}), never=TRAINING | {"transformers"}),

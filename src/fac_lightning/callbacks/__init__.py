@@ -1,11 +1,13 @@
 """Lightning callbacks, one a file."""
 
+from fac_lightning.callbacks.forgetting_guard import ForgettingGuard
 from fac_lightning.callbacks.save_recipe import SaveRecipe, refuse_other_recipe, write_recipe
 from fac_lightning.callbacks.save_weights import LoadedWeights, SaveWeights, load_weights
 from fac_lightning.callbacks.step_progress import StepProgress
 from fac_lightning.callbacks.weight_merging import WeightMerging
 
 __all__ = [
+    "ForgettingGuard",
     "LoadedWeights",
     "SaveRecipe",
     "SaveWeights",

@@ -13,7 +13,7 @@ from fac_lightning.config import Recipe, ensure, instantiate, loads
 from fac_lightning.config.compose import override
 from fac_lightning.config.errors import RecipeError, UserError
 
-__all__ = ["evaluate", "main"]
+__all__ = ["evaluate", "main", "validation_sets"]
 
 _JOB = "fac_lightning.evaluation.SpokenQAEvaluation"
 
@@ -38,12 +38,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), allow: Sequence[str
         overrides: Arguments of ``SpokenQAEvaluation`` as ``key=value``.
         allow: Further prefixes that the run's recipe may build.
     """
-    file = Path(run) / "recipe.yaml"
-    if not file.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no recipe.yaml (fac fit writes one)")
-    data = loads(file.read_text(encoding="utf-8"), str(file)).tree.get("data") or {}
-    sets = {"val": data["val"]} if isinstance(data.get("val"), str) else {}
-    job = {"_target_": _JOB, "run": str(run), "out": str(Path(run) / "evaluation"), "sets": sets}
+    job = {
+        "_target_": _JOB,
+        "run": str(run),
+        "out": str(Path(run) / "evaluation"),
+        "sets": validation_sets(run),
+    }
     tree: dict[str, Any] = {"job": job}
     problems = override(tree, [f"~job.{w[1:]}" if w.startswith("~") else f"job.{w}" for w in overrides], [])
     if problems:
@@ -53,6 +53,19 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), allow: Sequence[str
     ensure(Recipe("fac eval", tree))
     result: dict[str, Any] = instantiate(tree["job"], "job", load_run=partial(load_run, allow=allow)).run()
     return result
+
+
+def validation_sets(run: str | Path) -> dict[str, str]:
+    """Dialogues that a run was validated with, by name; none where it was not.
+
+    Raises:
+        FileNotFoundError: It is no run folder.
+    """
+    file = Path(run) / "recipe.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it has no recipe.yaml (fac fit writes one)")
+    data = loads(file.read_text(encoding="utf-8"), str(file)).tree.get("data") or {}
+    return {"val": data["val"]} if isinstance(data.get("val"), str) else {}
 
 
 def print_scores(result: Mapping[str, Any]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fac_lightning.cli.arguments import parser
-from fac_lightning.config import Recipe, UserError, ensure, instantiate
+from fac_lightning.cli.build import load_run
+from fac_lightning.cli.eval_command import validation_sets
+from fac_lightning.config import Recipe, UserError, accepts, ensure, instantiate
 from fac_lightning.config.compose import override
 from fac_lightning.config.errors import RecipeError, did_you_mean
 
@@ -44,9 +47,18 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--exclude", nargs="+", metavar="PATTERN", help="do not merge these")
     made.add_argument("--growing", nargs="+", metavar="PATTERN", help="these may have more rows in TUNED; vocabularies")
     made.add_argument("--base-prefix", metavar="TEXT", help="stands before the base's names in TUNED; found without it")
+    swept = made.add_argument_group("sweep", "evaluate merges over alpha and draw their text against their speech")
+    swept.add_argument(
+        "--sweep", nargs="*", type=float, metavar="ALPHA", help="try these alphas; without any 0 0.25 0.5 0.75 1"
+    )
+    help_ = "of the sweep: speech.limit=20 speech=my_lab.Quiz text.sets.mine=folder text_weight=0.3"
+    swept.add_argument("--eval", nargs="+", metavar="KEY=VALUE", help=help_)
+    swept.add_argument("--keep", choices=["all", "best", "none"], help="merged runs that stay; all without it")
+    swept.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="the run may build these too")
     args = made.parse_args(words)
-    node = merge_job(args)
-    job = instantiate(node, "job")
+    if args.sweep is None and (stray := [f"--{name}" for name in ("eval", "keep", "allow") if getattr(args, name)]):
+        raise UserError(f"{', '.join(stray)}: only a sweep evaluates; add --sweep")
+    job = instantiate(merge_job(args), "job", load_run=partial(load_run, allow=args.allow))
     from fac_lightning.weights import CheckpointError
 
     try:
@@ -55,7 +67,10 @@ def main(words: Sequence[str]) -> int:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(f"merged: {result['out']}")
+    if args.sweep is None:
+        print(f"merged: {result['out']}")
+    else:
+        print(f"best alpha: {result['best']:g} ({result['out']}/sweep.json, sweep.png)")
     return 0
 
 
@@ -80,12 +95,37 @@ def merge_job(args: argparse.Namespace) -> dict[str, Any]:
     optional = ("include", "exclude", "growing", "base_prefix")
     job |= {name: value for name in optional if (value := getattr(args, name)) is not None}
     tree: dict[str, Any] = {"job": job}
-    problems = override(tree, [f"job.method.{word}" for word in args.option], [])
+    words = [f"job.method.{word}" for word in args.option]
+    if args.sweep is not None:
+        _make_sweep(job, args)
+        words += [f"~job.{word[1:]}" if word.startswith("~") else f"job.{word}" for word in args.eval or ()]
+    problems = override(tree, words, [])
     if problems:
         raise RecipeError("fac merge", problems)
     ensure(Recipe("fac merge", tree))
     node: dict[str, Any] = tree["job"]
+    if args.sweep is not None:
+        for side in ("speech", "text"):
+            if accepts(node[side], "sets") and not node[side].get("sets"):
+                raise UserError(
+                    f"{args.tuned[0]} has no validation dialogues: name some, --eval {side}.sets.mine=folder"
+                )
     return node
+
+
+def _make_sweep(job: dict[str, Any], args: argparse.Namespace) -> None:
+    """Turn the job of a merge into that of a sweep: the questions that the run was validated with, heard and read."""
+    if args.alpha is not None:
+        raise UserError("--alpha is one merge and --sweep is several: leave one out; --sweep 0.2 0.4 names alphas")
+    sets = validation_sets(args.tuned[0])
+    job["_target_"] = "fac_lightning.merging.MergeSweep"
+    job["method"]["_partial_"] = True
+    job["speech"] = {"_target_": "fac_lightning.evaluation.SpokenQAEvaluation", "_partial_": True, "sets": dict(sets)}
+    job["text"] = {"_target_": "fac_lightning.evaluation.TextQAEvaluation", "_partial_": True, "sets": dict(sets)}
+    if args.sweep:
+        job["alphas"] = args.sweep
+    if args.keep:
+        job["keep"] = args.keep
 
 
 def _target(method: str) -> str:

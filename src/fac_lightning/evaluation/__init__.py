@@ -2,6 +2,7 @@
 
 from fac_lightning.evaluation.report import RunReport
 from fac_lightning.evaluation.spoken_qa import SpokenQAEvaluation
+from fac_lightning.evaluation.text_qa import TextQAEvaluation
 from fac_lightning.evaluation.wer import NormalizedWER
 
-__all__ = ["NormalizedWER", "RunReport", "SpokenQAEvaluation"]
+__all__ = ["NormalizedWER", "RunReport", "SpokenQAEvaluation", "TextQAEvaluation"]

@@ -17,7 +17,7 @@ from rich.progress import track
 from fac_lightning.data.dialogue import Dialogue, read_dialogues
 from fac_lightning.evaluation.audio import write_wav
 from fac_lightning.generation import Decoding, Generator, Reply, UserTurn
-from fac_lightning.prompts import ChatFormat
+from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.resampling import resample
 from fac_lightning.wer import word_error_rate
@@ -113,7 +113,7 @@ class SpokenQAEvaluation:
         started = time.perf_counter()
         for first in track(range(0, len(dialogues), self.batch_size), f"{name}: answering", console=_console()):
             batch = dialogues[first : first + self.batch_size]
-            turns = [_user_turn(d, rate) for d in batch]
+            turns = [_user_turn(d, rate, self.mode) for d in batch]
             replies += generator.generate(turns, mode=self.mode, decoding=Decoding(max_positions=self.max_positions))
         wall = time.perf_counter() - started
         for dialogue, reply in zip(dialogues, replies, strict=True):
@@ -203,9 +203,10 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def _user_turn(dialogue: Dialogue, rate: int) -> UserTurn:
+def _user_turn(dialogue: Dialogue, rate: int, mode: str) -> UserTurn:
     turn = dialogue.turns[0]
-    if turn.audio is None or turn.sample_rate is None:
+    read = mode in MODES and not MODES[mode][0]  # an unknown mode is refused by the generator
+    if read or turn.audio is None or turn.sample_rate is None:
         return UserTurn(text=turn.text)
     return UserTurn(audio=resample(turn.audio, turn.sample_rate, rate))
 

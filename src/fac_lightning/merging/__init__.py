@@ -14,6 +14,7 @@ from fac_lightning.merging.slerp import SlerpMerge, slerp
 from fac_lightning.merging.soup import GreedySoup, greedy_soup, uniform_soup
 from fac_lightning.merging.source import FileSource, StateSource, TensorSource, TensorSpec
 from fac_lightning.merging.state import MergedState, merge_state_dicts
+from fac_lightning.merging.sweep import MergeSweep, SweepPoint, pareto_front
 from fac_lightning.merging.task_arithmetic import TaskArithmeticMerge, task_arithmetic
 from fac_lightning.merging.ties import TiesMerge, ties
 from fac_lightning.merging.writer import StreamedWriter
@@ -28,11 +29,13 @@ __all__ = [
     "MergeMethod",
     "MergePlan",
     "MergeReport",
+    "MergeSweep",
     "MergedState",
     "PlannedTensor",
     "SlerpMerge",
     "StateSource",
     "StreamedWriter",
+    "SweepPoint",
     "TaskArithmeticMerge",
     "TensorReport",
     "TensorSource",
@@ -46,6 +49,7 @@ __all__ = [
     "lm_cocktail_weights",
     "merge_files",
     "merge_state_dicts",
+    "pareto_front",
     "plan_merge",
     "slerp",
     "task_arithmetic",

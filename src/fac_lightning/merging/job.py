@@ -13,8 +13,9 @@ from fac_lightning.merging.base import MergeMethod
 from fac_lightning.merging.files import REPORT_FILE, merge_files
 from fac_lightning.merging.linear import LinearMerge
 from fac_lightning.merging.plan import GROWING
+from fac_lightning.merging.report import MergeReport
 
-__all__ = ["WeightMerge"]
+__all__ = ["WeightMerge", "print_notes"]
 
 NOTES = 5  # notes on single tensors that the screen shows
 
@@ -74,12 +75,15 @@ class WeightMerge:
                 self.growing,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        for note in report.notes:
-            console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-        noted = [tensor for tensor in report.tensors if tensor.note]
-        for tensor in noted[:NOTES]:
-            console.print(f"note: {tensor.name}: {tensor.note}", highlight=False, soft_wrap=True, markup=False)
-        if len(noted) > NOTES:
-            console.print(f"note: {len(noted) - NOTES} more in {self.out / REPORT_FILE}", highlight=False)
+        print_notes(report, console, self.out / REPORT_FILE)
         console.print(report.table())
         return {"out": str(self.out), "report": str(self.out / REPORT_FILE), "rules": report.rules}
+
+
+def print_notes(report: MergeReport, console: Console, file: Path) -> None:
+    """What is to be known of a merge beyond its figures; of the notes on single tensors the first few."""
+    noted = [f"{tensor.name}: {tensor.note}" for tensor in report.tensors if tensor.note]
+    for note in (*report.notes, *noted[:NOTES]):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    if len(noted) > NOTES:
+        console.print(f"note: {len(noted) - NOTES} more in {file}", highlight=False)
