@@ -156,6 +156,17 @@ def test_chat_converses_without_a_microphone(run, tmp_path, monkeypatch, capsys)
     assert "(a new conversation)" in shown
 
 
+def test_chat_shows_what_a_chain_wrote(run, tmp_path, capsys):
+    question = tmp_path / "question.wav"
+    soundfile.write(question, np.zeros(8000, dtype=np.float32), 16000)
+    assert main(["chat", str(run), "--wav", str(question), "--mode", "STC", "--max-positions", "6"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("(heard: ")
+    assert "\n(wrote: " in shown
+    assert main(["chat", str(run), "--wav", str(question), "--mode", "STS"]) == 3
+    assert "unknown mode 'STS'; choose one of S2M, S2T, T2M, T2T, STC, SAC, SUC" in capsys.readouterr().err
+
+
 def test_chat_refuses_what_is_no_audio(run, tmp_path, capsys):
     path = tmp_path / "noise.wav"
     path.write_bytes(b"not audio")
@@ -197,5 +208,7 @@ def test_show_tells_rates_and_shapes(world, capsys):
 def test_eval_prints_a_table(run, capsys):
     assert main(["eval", str(run), "max_positions=4", "batch_size=2", "mode=S2T"]) == 0
     assert "text_exact" in capsys.readouterr().out
+    assert main(["eval", str(run), "max_positions=4", "mode=STC"]) == 0
+    assert "draft_exact" in capsys.readouterr().out
     assert main(["eval", str(run), "batchsize=2"]) == 2
     assert "takes no 'batchsize'. Did you mean 'batch_size'?" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from fac_lightning.data import (
     CodeStore,
     Dialogue,
     DialogueWriter,
+    LinearModes,
     SpeechChatDataModule,
     TextTokenizerTraining,
     Turn,
@@ -21,7 +22,7 @@ from fac_lightning.data import (
     tokenizer_fingerprint,
 )
 from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
-from fac_lightning.prompts import MODES, SPECIAL_TOKENS, ChatFormat
+from fac_lightning.prompts import MODES, SPECIAL_TOKENS, SYSTEM_PROMPTS, ChatFormat
 from fac_lightning.replies import FrameEnd, GroupEnd
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
@@ -138,6 +139,40 @@ def test_every_mode_gives_its_rows(build):
     hours = sum(len(t.audio) for d in read_dialogues(module.train_paths[0]) for t in d.turns if t.role == "user")
     assert report["user_hours"] == pytest.approx(hours / 16000 / 3600)
     assert report["assistant_hours"] > 0
+
+
+def test_a_schedule_changes_the_mix_as_the_data_go_by(build):
+    module = build(modes={"S2M": 1.0, "S2T": 1.0}, mode_schedule=LinearModes({"STC": 1.0, "SUC": 3.0}, epochs=10.0))
+    drawn = [row.id.split("/")[1] for row in islice(stream_rows(module.train_corpus, module.budget, 0), 40 * 14)]
+    early, middle, late = drawn[:40], drawn[40 * 3 : 40 * 7], drawn[40 * 10 :]
+    assert early.count("S2M") + early.count("S2T") >= 35
+    assert middle.count("STC") + middle.count("SUC") == pytest.approx(0.5 * len(middle), rel=0.2)
+    assert set(late) == {"STC", "SUC"}
+    assert late.count("SUC") / len(late) == pytest.approx(0.75, abs=0.08)
+    report = module.describe()
+    assert set(report["train"]["rows"]) == {"S2M", "S2T"}
+    assert set(report["train"]["rows_at_end"]) == {"STC", "SUC"} >= set(report["val"]["rows"])
+    lines = [name for line in module.val_dataloader() for name in line.ids]
+    assert len(lines) == 9
+    assert all(name.endswith(("/STC", "/SUC")) for name in lines), "validation takes the weights of the end"
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_a_schedule_is_the_same_for_any_number_of_shards(build, shards):
+    module = build(modes={"S2M": 1.0}, mode_schedule=LinearModes({"STC": 1.0}, epochs=3.0))
+    whole = [row.id for row in islice(stream_rows(module.train_corpus, module.budget, 0), 120)]
+    streams = [stream_rows(module.train_corpus, module.budget, 0, shard, shards) for shard in range(shards)]
+    assert [next(stream).id for _ in range(120 // shards) for stream in streams] == whole
+    assert len({name.split("/")[1] for name in whole[40:80]}) == 2
+
+
+def test_rows_that_a_schedule_makes_too_long_later_are_told_at_once(build):
+    short = {"modes": {"S2M": 1.0}, "capacity": 120, "val": None}
+    build(**short)
+    with pytest.raises(ValueError, match=r"40 of 40 dialogues .* 40 do not fit a line .* Raise capacity"):
+        build(**short, mode_schedule=LinearModes({"STC": 1.0}, epochs=1.0))
+    with pytest.raises(ValueError, match="unknown modes STS; choose from S2M"):
+        build(mode_schedule=LinearModes({"STS": 1.0}, epochs=1.0))
 
 
 def stream_of(module, shard, num_shards):
@@ -354,6 +389,17 @@ def test_lightning_trains_on_it_and_a_resumed_run_goes_on_where_it_stopped(build
     assert resumed.seen == whole.seen[4:]
 
 
+def test_a_resumed_run_goes_on_in_the_schedule_where_it_stopped(build, tmp_path):
+    how = {"modes": {"S2M": 1.0}, "mode_schedule": LinearModes({"STC": 1.0, "T2T": 1.0}, epochs=0.5)}
+    whole = fit(build(**how), tmp_path, 5)
+    fit(build(**how), tmp_path, 2)
+    resumed = fit(build(**how), tmp_path, 5, tmp_path / "2.ckpt")
+    assert resumed.seen == whole.seen[4:]
+    names = [name.split("/")[1] for names, _ in whole.seen for name in names]
+    assert set(names) == {"S2M", "STC", "T2T"}
+    assert set(names[-10:]) == {"STC", "T2T"}
+
+
 def test_without_validation_data_lightning_runs_none(build):
     recorder = Recorder()
     with pytest.warns(UserWarning, match="Skipping val loop"):
@@ -369,6 +415,9 @@ def test_a_changed_stream_is_told_when_a_run_is_resumed(build, caplog):
         assert caplog.text == ""
         build(seed=3).load_state_dict(state)
     assert "differs from that of the checkpoint in seed (0 -> 3)" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        build(mode_schedule=LinearModes({"STC": 1.0}, epochs=2.0)).load_state_dict(state)
+    assert "in modes ({'S2M': 1.0} -> {'S2M': 1.0} by LinearModes(end={'STC': 1.0}, epochs=2.0" in caplog.text
 
 
 def trainer(**arguments):
@@ -395,6 +444,16 @@ def test_a_trained_text_tokenizer_knows_every_text(world):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     assert [tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
     assert len(tokenizer.encode("What follows red?", add_special_tokens=False)) <= 5
+
+
+def test_a_text_tokenizer_learns_the_prompts_of_the_modes_it_is_told(world, tmp_path):
+    sizes = {}
+    for modes in (None, ["STC"]):
+        job = TextTokenizerTraining([str(world / "train")], 500, str(tmp_path / str(modes)), modes=modes)
+        sizes[str(modes)] = len(load_text_tokenizer(job.run()).encode(SYSTEM_PROMPTS["STC"]))
+    assert sizes["['STC']"] < 0.8 * sizes["None"]
+    with pytest.raises(ValueError, match="unknown modes STS; choose from S2M"):
+        TextTokenizerTraining([str(world / "train")], 500, "t", modes=["STS"])
 
 
 def test_training_a_text_tokenizer_twice_gives_the_same(tmp_path):

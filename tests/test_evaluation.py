@@ -1,6 +1,7 @@
 """The evaluation counts what is there: replies with known mistakes give known figures."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,27 @@ def test_speech_is_judged_against_the_models_own_text(evaluation, tmp_path):
     assert len(kept) == 2
     assert all((tmp_path / "out" / file).exists() for a in kept for file in a["files"].values())
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == result
+
+
+def test_a_chain_is_measured_beside_the_answer(evaluation, monkeypatch):
+    """Transcripts of the questions, of which one has a wrong word, and drafts, of which one is not the reference."""
+
+    class Writing(FixedGenerator):
+        def generate(self, turns, mode, decoding):
+            assert mode == "STC"
+            first = self.said
+            plain = super().generate(turns, "S2M", decoding)
+            told = [("question 0", SAID[0]), ("quest 1", SAID[1]), ("question 2", SAID[2]), ("question 3", SAID[3])]
+            return [replace(r, transcript=t, draft=d) for r, (t, d) in zip(plain, told[first:], strict=False)]
+
+    monkeypatch.setattr(module, "Generator", Writing)
+    scores = evaluation(mode="STC").run()["sets"]["heard"]
+    assert scores["heard_wer"] == pytest.approx(1 / 8)
+    assert scores["draft_exact"] == 0.75
+    assert scores["answers"][1]["heard"] == "quest 1"
+    assert scores["answers"][1]["draft"] == SAID[1]
+    monkeypatch.setattr(module, "Generator", FixedGenerator)
+    assert not {"heard_wer", "draft_exact"} & set(evaluation().run()["sets"]["heard"])
 
 
 def test_limits_spread_over_the_set(evaluation):

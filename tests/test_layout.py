@@ -133,8 +133,14 @@ def test_invariants(chat, dialogue, mode, codebooks, lead_in):
         assert (put_in[labels == IGNORE] == PAD).all()
 
     # the labels hold the dialogue
-    speech = mode in ("S2M", "T2M", "TTS")
-    text = {"ASR": "hellobye", "TTS": "hi yousee you soon"}.get(mode, "hi younotedsee you soon")
+    speech = mode in ("S2M", "T2M", "TTS", "STC", "SAC", "SUC")
+    text = {
+        "ASR": "hellobye",
+        "TTS": "hi yousee you soon",
+        "STC": "hello\nhi you\nhi younotedbye\nsee you soon\nsee you soon",
+        "SAC": "hi you\nhi younotedsee you soon\nsee you soon",
+        "SUC": "hello\nhi younotedbye\nsee you soon",
+    }.get(mode, "hi younotedsee you soon")
     assert chat.decode(row.text_labels[learned].tolist()) == text
     codes = row.speech_labels.reshape(-1, codebooks)
     spoken = [] if not speech else [*range(9), EOS, 5, EOS]

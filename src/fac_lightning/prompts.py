@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 __all__ = [
     "ASR_INSTRUCTION",
@@ -23,12 +23,16 @@ __all__ = [
     "PAD",
     "S2M_PROMPT",
     "S2T_PROMPT",
+    "SAC_PROMPT",
     "SIL",
     "SPECIAL_TOKENS",
     "SPOKEN_S2M_PROMPT",
+    "STC_PROMPT",
+    "SUC_PROMPT",
     "SYSTEM_PROMPTS",
     "TTS_INSTRUCTION",
     "ChatFormat",
+    "Mode",
     "TextTokenizer",
     "function_calling_prompt",
 ]
@@ -57,23 +61,69 @@ SPOKEN_S2M_PROMPT = (
     "你的回复语气自然友好，力求沟通简洁明了。你的回复简短，通常只有一到三句话，避免使用正式的称谓和重复的短语。"  # noqa: RUF001
     "你能用恰当的声音回复，遵循用户的指示，并能共情他们的情绪。你能用恰当的方言回复，会说四川话和粤语。"  # noqa: RUF001
 )
+#: What selects the chains of modality. DrVoice (arXiv 2506.09349) prints its prompts in an appendix that we have not
+#: seen: these are ours, and ``system_prompts`` of data and generation replaces them.
+STC_PROMPT = (
+    "You are asked to transcribe what you hear, generate a text answer, "
+    "and then generate both text and speech tokens at the same time."
+)
+SAC_PROMPT = "You are asked to generate a text answer, and then generate both text and speech tokens at the same time."
+SUC_PROMPT = (
+    "You are asked to transcribe what you hear, and then generate both text and speech tokens at the same time."
+)
 ASR_INSTRUCTION = "Please help me transcribe the audio."
 TTS_INSTRUCTION = "Please read the text aloud."
 
-#: mode -> (user side is speech, assistant side is speech)
-MODES: dict[str, tuple[bool, bool]] = {
-    "S2M": (True, True),
-    "S2T": (True, False),
-    "T2M": (False, True),
-    "T2T": (False, False),
-    "ASR": (True, False),
-    "TTS": (False, True),
+
+class Mode(NamedTuple):
+    """What a mode hears, and how it answers.
+
+    A spoken answer may begin with a *chain*: lines of plain text that lead from what was heard to what is said (chain
+    of modality, arXiv 2506.09349). They stand before ``<|audio_bos|>``, each closed by a newline: what the user said,
+    on one line, then the answer. Text and speech of the answer follow side by side, as in every spoken answer.
+    """
+
+    hears: bool  # the user's side is speech
+    speaks: bool  # the assistant's side is text and speech
+    transcribes: bool = False  # the chain has what the user said
+    drafts: bool = False  # the chain has the answer
+
+    @property
+    def chains(self) -> bool:
+        """Whether text stands before the speech."""
+        return self.transcribes or self.drafts
+
+    def given(self, heard: bool) -> Mode:
+        """The mode in which one turn is answered: what the user wrote need not be transcribed."""
+        return self._replace(hears=heard, transcribes=self.transcribes and heard)
+
+    def read_chain(self, text: str) -> tuple[str | None, str | None]:
+        """Transcript and draft of a chain as it was written; None for what is no part of it."""
+        if self.transcribes and self.drafts:
+            transcript, _, draft = text.partition("\n")
+            return transcript.strip(), draft.strip()
+        return text.strip() if self.transcribes else None, text.strip() if self.drafts else None
+
+
+MODES: dict[str, Mode] = {
+    "S2M": Mode(hears=True, speaks=True),
+    "S2T": Mode(hears=True, speaks=False),
+    "T2M": Mode(hears=False, speaks=True),
+    "T2T": Mode(hears=False, speaks=False),
+    "STC": Mode(hears=True, speaks=True, transcribes=True, drafts=True),
+    "SAC": Mode(hears=True, speaks=True, drafts=True),
+    "SUC": Mode(hears=True, speaks=True, transcribes=True),
+    "ASR": Mode(hears=True, speaks=False),  # with ASR_INSTRUCTION, answered by the user's own words
+    "TTS": Mode(hears=False, speaks=True),  # with TTS_INSTRUCTION, answered by the text itself
 }
 SYSTEM_PROMPTS: dict[str, str] = {
     "S2M": S2M_PROMPT,
     "S2T": S2T_PROMPT,
     "T2M": S2M_PROMPT,
     "T2T": S2T_PROMPT,
+    "STC": STC_PROMPT,
+    "SAC": SAC_PROMPT,
+    "SUC": SUC_PROMPT,
     "ASR": S2T_PROMPT,
     "TTS": S2M_PROMPT,
 }
@@ -122,7 +172,8 @@ class ChatFormat:
     r"""Token ids of the pieces of a ChatML dialogue.
 
     A dialogue is ``system(...)``, then per turn ``user_open()`` + content + ``close()`` or ``assistant_open()`` +
-    content + ``close()``. Spoken content of either role stands between ``audio_bos`` and ``audio_eos``.
+    content + ``close()``. Spoken content of either role stands between ``audio_bos`` and ``audio_eos``; before that of
+    the assistant there may be a ``chain(...)``.
 
     Args:
         tokenizer: A text tokenizer that knows ``SPECIAL_TOKENS`` (``fac_lightning.backbones.load_text_tokenizer``).
@@ -161,6 +212,15 @@ class ChatFormat:
     def assistant_open(self) -> list[int]:
         """What precedes the assistant's content."""
         return self.encode(f"{IM_START}assistant\n")
+
+    def chain(self, mode: Mode, transcript: str, answer: str) -> list[int]:
+        """What a mode writes before it speaks: the transcript on one line, the answer, a newline behind each.
+
+        Every text and every newline is encoded by itself, so that a text has the tokens that it has elsewhere.
+        """
+        lines = [" ".join(transcript.split())] if mode.transcribes else []
+        lines += [answer] if mode.drafts else []
+        return [token for line in lines for part in (line, "\n") for token in self.encode(part)]
 
     def close(self) -> list[int]:
         """What follows a turn's content: ``<|im_end|>`` and a newline."""

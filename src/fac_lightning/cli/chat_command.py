@@ -8,6 +8,7 @@ from typing import Any
 
 from fac_lightning.cli.arguments import parser
 from fac_lightning.cli.build import load_run
+from fac_lightning.prompts import MODES
 
 __all__ = ["main"]
 
@@ -21,7 +22,7 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--wav", type=Path, help="say this audio file")
     made.add_argument("--text", help="say this text")
     made.add_argument("--out", type=Path, help="write the spoken answer here; beside --wav without it")
-    made.add_argument("--mode", help="S2M, S2T, T2M, T2T; speech answers unless text is given and --out is not")
+    made.add_argument("--mode", help=f"{', '.join(MODES)}; speech answers unless text is given and --out is not")
     made.add_argument("--system", help="system prompt")
     made.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     made.add_argument("--top-p", type=float, default=1.0)
@@ -79,6 +80,10 @@ class _Conversation:
         audio = None if wav is None else _read(wav, self.model.geometry.sample_rate)
         reply = self.session.send(text=text, audio=audio)
         self.turns += 1
+        if reply.transcript is not None:
+            print(f"(heard: {reply.transcript})")
+        if reply.draft is not None:
+            print(f"(wrote: {reply.draft})")
         print(reply.text + ("" if reply.finished else " ... (cut at --max-positions)"))
         if reply.audio is None or reply.audio.numel() == 0:
             if out is not None:

@@ -15,6 +15,7 @@ from fac_lightning.data.dialogue import (
 )
 from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
 from fac_lightning.data.preference import PreferenceDataModule
 from fac_lightning.data.preference_corpus import PairCorpus
@@ -48,6 +49,8 @@ __all__ = [
     "Fact",
     "FunAudioChatImport",
     "JsonlDialogues",
+    "LinearModes",
+    "ModeSchedule",
     "PairCorpus",
     "PreferenceDataModule",
     "PreferencePair",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from functools import cached_property
 from hashlib import blake2b
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Timer
 
 from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packing import Budget, pack_lines
 from fac_lightning.data.stream import FixedLines, LineStream, ResumingLoader, stream_rows
 from fac_lightning.data.text import CachedChatFormat
@@ -37,8 +39,8 @@ class SpeechChatDataModule(lightning.LightningDataModule):
     """Spoken and written dialogues, packed without padding.
 
     Training is one endless stream (set ``max_steps``), seeded, shuffled anew every epoch, and split over ranks and
-    workers. Each dialogue is laid out in a mode drawn by weight. A resumed run goes on behind the last line it saw.
-    Validation is one pass in fixed order.
+    workers. Each dialogue is laid out in a mode drawn by weight; weights may change by a schedule. A resumed run goes
+    on behind the last line it saw. Validation is one pass in fixed order.
 
     Args:
         train: Dialogues folder or manifest, or several.
@@ -47,7 +49,7 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         tokenizer: Speech tokenizer; needed by the modes that say speech.
         geometry: ``SpeechLM.geometry``; needed by every mode but T2T.
         modes: Weight per mode (``prompts.MODES``); all S2M when None. Dialogues without speech on a side fall back to
-            text on it.
+            text on it (``fit_mode``).
         capacity: Positions of a line.
         max_audio_seconds: Users' speech that a line may hold; no limit when None.
         max_speech_tokens: Frames of codes to say that a line may hold; no limit when None.
@@ -59,6 +61,8 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         look_ahead: Lines kept open while packing.
         cache_audio: Keep the users' waveforms in memory once read.
         reply: How spoken replies lie in backbone positions; give this or ``lead_in``.
+        mode_schedule: How the weights of ``modes`` change while training goes on (``LinearModes``); constant when None.
+            Validation takes the weights that it ends with.
     """
 
     prepare_data_per_node = False
@@ -82,11 +86,13 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         look_ahead: int = 64,
         cache_audio: bool = True,
         reply: ReplyRule | None = None,
+        mode_schedule: ModeSchedule | None = None,
     ) -> None:
         super().__init__()
         self.train_paths = [train] if isinstance(train, str) else list(train)
         self.val_path, self.text_tokenizer, self.tokenizer, self.geometry = val, text_tokenizer, tokenizer, geometry
         self.modes = dict(modes) if modes else {"S2M": 1.0}
+        self.mode_schedule = mode_schedule
         self.budget = Budget(
             capacity,
             float("inf") if max_audio_seconds is None else max_audio_seconds,
@@ -118,9 +124,10 @@ class SpeechChatDataModule(lightning.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the manifests; count, log and, above a share, refuse dialogues that fit no line."""
         if self.train_corpus is None:
-            self.train_corpus = self._corpus(self.train_paths)
+            places = (0.0,) if self.mode_schedule is None else (0.0, math.inf)
+            self.train_corpus = self._corpus(self.train_paths, places)
         if self.val_corpus is None and self.val_path is not None:
-            self.val_corpus = self._corpus([self.val_path])
+            self.val_corpus = self._corpus([self.val_path], (math.inf,))
 
     def train_dataloader(self) -> Any:
         """Endless loader of packed lines.
@@ -168,10 +175,10 @@ class SpeechChatDataModule(lightning.LightningDataModule):
     def _stream_settings(self) -> dict[str, Any]:
         items = self.train_corpus.items if self.train_corpus is not None else []
         names = blake2b("\n".join(item.id for item in items).encode(), digest_size=8).hexdigest()
-        trainer = self.trainer
+        trainer, schedule = self.trainer, self.mode_schedule
         return {
             "dialogues": names,
-            "modes": self.modes,
+            "modes": self.modes if schedule is None else f"{self.modes} by {schedule}",
             "budget": str(self.budget),
             "look_ahead": self.look_ahead,
             "reply": str(self.reply),
@@ -188,22 +195,33 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Counts per split: dialogues, turns, hours, rows of each mode in one epoch, mean fill of the lines."""
+        """Counts per split: dialogues, turns, hours, rows of each mode in one epoch, mean fill of the lines.
+
+        With a schedule of modes the rows of training are those of the start, and ``rows_at_end`` are those of the end.
+        """
         self.setup("describe")
         report: dict[str, dict[str, Any]] = {}
         for name, corpus in (("train", self.train_corpus), ("val", self.val_corpus)):
             if corpus is None:
                 continue
-            modes = Counter(corpus.draw_mode(item, self.seed, 0) or "none" for item in corpus.items)
+            modes = self._count_modes(corpus, 0.0 if name == "train" else math.inf)
             if name == "train":
                 lines = list(islice(pack_lines(stream_rows(corpus, self.budget, self.seed), self.budget, 64), 32))
             else:
                 lines = FixedLines(corpus, self.budget, self.seed, self.look_ahead, self.val_lines).lines
             fill = float(np.mean([sum(len(row) for row in line) for line in lines])) / self.budget.positions
-            report[name] = {**corpus.describe(), "rows": dict(sorted(modes.items())), "fill": fill}
+            report[name] = {**corpus.describe(), "rows": modes, "fill": fill}
+            if name == "train" and self.mode_schedule is not None:
+                report[name]["rows_at_end"] = self._count_modes(corpus, math.inf)
         return report
 
-    def _corpus(self, paths: list[str]) -> Corpus:
+    def _count_modes(self, corpus: Corpus, place: float) -> dict[str, int]:
+        """Rows of each mode in one epoch with the weights of a place in the schedule."""
+        modes = Counter(corpus.draw_mode(item, self.seed, 0, place) or "none" for item in corpus.items)
+        return dict(sorted(modes.items()))
+
+    def _corpus(self, paths: list[str], places: tuple[float, ...]) -> Corpus:
+        """The dialogues of ``paths``, checked with the weights that modes have at ``places`` of the schedule."""
         corpus = Corpus(
             paths,
             self.chat,
@@ -213,8 +231,15 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             self.system_prompts,
             self.reply,
             self.cache_audio,
+            mode_schedule=self.mode_schedule,
         )
-        rows = [corpus.row(i, self.seed, 0) for i in range(min(len(corpus), MAX_COUNTED))]
+        for place in places:
+            self._check(corpus, paths, place)
+        return corpus
+
+    def _check(self, corpus: Corpus, paths: list[str], place: float) -> None:
+        """Count and log what is left out and cut; refuse more than ``MAX_LEFT_OUT``."""
+        rows = [corpus.row(i, self.seed, 0, place) for i in range(min(len(corpus), MAX_COUNTED))]
         unserved = sum(row is None for row in rows)
         long = sum(row is not None and not self.budget.fits(row) for row in rows)
         if unserved or long:
@@ -237,7 +262,6 @@ class SpeechChatDataModule(lightning.LightningDataModule):
                 self.reply,
                 sum(lost),
             )
-        return corpus
 
     def _shard(self) -> tuple[int, int]:
         trainer = self.trainer

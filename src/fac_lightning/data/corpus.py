@@ -16,6 +16,7 @@ from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.dialogue import check_turn, load_turn_codes, read_cuts, turn_span
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.manifest import manifest_path
+from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.replies import FrameEnd, ReplyRule
@@ -46,11 +47,12 @@ class Corpus:
         geometry: Sizes of the model; None for text alone.
         tokenizer: Makes the codes of the assistant's turns; None where no mode says speech, or where codes come with
             the turns.
-        modes: Weight of each mode of ``prompts.MODES``.
+        modes: Weight of each mode of ``prompts.MODES``, to begin with.
         system_prompts: Prompts that replace those of the modes.
         reply: How spoken replies lie; ``FrameEnd()`` when None.
         cache_audio: Keep the users' waveforms as 16-bit integers once they are read.
         progress: Show a bar while codes are made.
+        mode_schedule: How the weights change over the epochs; constant when None.
     """
 
     def __init__(
@@ -64,16 +66,20 @@ class Corpus:
         reply: ReplyRule | None = None,
         cache_audio: bool = True,
         progress: bool = True,
+        mode_schedule: ModeSchedule | None = None,
     ) -> None:
         self.chat, self.geometry, self.reply = chat, geometry, reply or FrameEnd()
-        self.modes = {mode: float(weight) for mode, weight in modes.items() if weight > 0}
+        self.start = {mode: float(weight) for mode, weight in modes.items() if weight > 0}
+        self.schedule = mode_schedule
+        later = mode_schedule.modes if mode_schedule is not None else ()
+        self.modes = tuple(dict.fromkeys([*self.start, *later]))  # all that may ever be drawn
         self.system_prompts = dict(system_prompts or {})
-        if unknown := sorted((modes.keys() | self.system_prompts.keys()) - MODES.keys()):
+        if unknown := sorted((modes.keys() | self.system_prompts.keys() | set(self.modes)) - MODES.keys()):
             raise ValueError(f"unknown modes {', '.join(unknown)}; choose from {', '.join(MODES)}")
-        if not self.modes:
+        if not self.start:
             raise ValueError(f"modes gives no mode a positive weight: {dict(modes)}")
-        self._hears = any(MODES[mode][0] for mode in self.modes)
-        self._says = any(MODES[mode][1] for mode in self.modes)
+        self._hears = any(MODES[mode].hears for mode in self.modes)
+        self._says = any(MODES[mode].speaks for mode in self.modes)
         self._check_sizes(tokenizer)
         self.items: list[CorpusItem] = []
         self._codes_name: str | None = None
@@ -86,19 +92,29 @@ class Corpus:
         """Dialogues."""
         return len(self.items)
 
-    def draw_mode(self, item: CorpusItem, seed: int, epoch: int) -> str | None:
-        """The mode of a dialogue in an epoch, by weight; None when it can serve no mode. Depends on nothing else."""
-        served = [(fitted, self.modes[mode]) for mode in self.modes if (fitted := self._fit(mode, item))]
+    def draw_mode(self, item: CorpusItem, seed: int, epoch: int, place: float = 0.0) -> str | None:
+        """The mode of a dialogue in an epoch, by weight; None when it can serve no mode. Depends on nothing else.
+
+        Args:
+            item: The dialogue.
+            seed: Of the draw.
+            epoch: Passes over the corpus before this one.
+            place: How far this one has come at the dialogue, from 0 to 1, or infinity for the end of all
+                training: schedules look at it.
+        """
+        weights = self.start if self.schedule is None else self.schedule.weights(self.start, epoch + place)
+        drawn = [(mode, weights[mode]) for mode in self.modes if weights.get(mode, 0.0) > 0]
+        served = [(fitted, weight) for mode, weight in drawn if (fitted := self._fit(mode, item))]
         if not served:
             return None
         ticket = int.from_bytes(blake2b(f"{seed}/{epoch}/{item.id}".encode(), digest_size=7).digest()) / 2**56
         ends = np.cumsum([weight for _, weight in served])
         return served[int(np.searchsorted(ends, ticket * ends[-1], side="right"))][0]
 
-    def row(self, index: int, seed: int, epoch: int) -> Row | None:
-        """Dialogue ``index`` laid out in the mode of the epoch; None when it can serve no mode."""
+    def row(self, index: int, seed: int, epoch: int, place: float = 0.0) -> Row | None:
+        """Dialogue ``index`` laid out in the mode drawn (``draw_mode``); None when it can serve no mode."""
         item = self.items[index]
-        mode = self.draw_mode(item, seed, epoch)
+        mode = self.draw_mode(item, seed, epoch, place)
         if mode is None:
             return None
         system = item.system if item.system is not None else self.system_prompts.get(mode)
@@ -145,8 +161,8 @@ class Corpus:
             if tokenizer is None or self.geometry is None:
                 raise ValueError(
                     f"{path} has spoken replies and the modes {', '.join(self.modes)} say them, but there is no "
-                    f"{'speech tokenizer' if tokenizer is None else 'geometry'}; give one, or leave the modes S2M, "
-                    "T2M and TTS out"
+                    f"{'speech tokenizer' if tokenizer is None else 'geometry'}; give one, or leave the modes "
+                    f"{', '.join(mode for mode in self.modes if MODES[mode].speaks)} out"
                 )
             codes |= CodeStore(manifest_path(path).parent, tokenizer).complete(cuts, progress)
         for cut in cuts:
@@ -195,7 +211,8 @@ class Corpus:
         if self.geometry is None:
             raise ValueError(
                 f"cut {cut.id!r} has a spoken user turn and the modes {', '.join(self.modes)} hear it, but there is no "
-                "geometry; give SpeechLM.geometry, or leave the modes S2M, S2T and ASR out"
+                "geometry; give SpeechLM.geometry, or leave the modes "
+                f"{', '.join(mode for mode in self.modes if MODES[mode].hears)} out"
             )
         rate = self.geometry.sample_rate
         return SpokenTurn(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat
+from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat, Mode
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.types import IGNORE, SpeechGeometry, pad_code
 
@@ -85,8 +85,9 @@ class Row:
 def fit_mode(mode: str, turns: Sequence[SpokenTurn]) -> str | None:
     """The mode nearest to ``mode`` that a dialogue can serve, or None.
 
-    A side on which no turn has speech is text: S2M becomes T2M, S2T or T2T. ASR without the user's speech and TTS
-    without the assistant's are nothing.
+    A side on which no turn has speech is text: S2M becomes T2M, S2T or T2T, and so does a chain of modality, which
+    needs speech on both. Where the text of a spoken user turn is missing, nothing can be transcribed: STC becomes SAC,
+    SUC becomes S2M. ASR without the user's speech and TTS without the assistant's are nothing.
 
     Raises:
         ValueError: There is no such mode.
@@ -97,8 +98,12 @@ def fit_mode(mode: str, turns: Sequence[SpokenTurn]) -> str | None:
     said = any(t.role == "assistant" and t.codes is not None for t in turns)
     if mode in ("ASR", "TTS"):
         return mode if (heard if mode == "ASR" else said) else None
-    user, assistant = MODES[mode]
-    return ("S" if user and heard else "T") + "2" + ("M" if assistant and said else "T")
+    nearest = MODES[mode]
+    if not heard or not said:
+        nearest = Mode(nearest.hears and heard, nearest.speaks and said)
+    elif any(t.role == "user" and t.clip is not None and not t.text.strip() for t in turns):
+        nearest = nearest._replace(transcribes=False)
+    return next(name for name, known in MODES.items() if known == nearest)
 
 
 def lay_out(
@@ -114,7 +119,8 @@ def lay_out(
     """Lay a dialogue out as one row.
 
     Every assistant turn is learned. In a dialogue that can serve the mode (``fit_mode``), a single turn without
-    speech stands as text among spoken ones. ASR pairs each spoken user turn with its own text and TTS each spoken
+    speech stands as text among spoken ones; a chain of modality stands only before speech, and has a transcript only
+    of a turn that is heard. ASR pairs each spoken user turn with its own text and TTS each spoken
     assistant turn with its own text; other turns are left out.
 
     Args:
@@ -132,10 +138,12 @@ def lay_out(
             ``reply`` are both given.
     """
     if fit_mode(mode, turns) != mode:
-        raise ValueError(f"dialogue {dialogue_id!r} has no speech for mode {mode}; take the mode fit_mode gives")
+        raise ValueError(
+            f"dialogue {dialogue_id!r} has no speech for mode {mode}, or no text of it; take the mode fit_mode gives"
+        )
     layout = _Layout(chat, geometry, reply_rule(lead_in, reply))
     layout.text(chat.system(SYSTEM_PROMPTS[mode] if system is None else system))
-    user_speech, assistant_speech = MODES[mode]
+    heard = None  # the turn before, where it is the user's speech
     for turn in turns:
         if mode == "ASR":
             if turn.role == "user" and turn.clip is not None:
@@ -146,9 +154,13 @@ def lay_out(
                 layout.user(turn, speech=False, before=TTS_INSTRUCTION + "\n")
                 layout.assistant(turn, speech=True)
         elif turn.role == "user":
-            layout.user(turn, speech=user_speech and turn.clip is not None)
+            heard = turn if MODES[mode].hears and turn.clip is not None else None
+            layout.user(turn, speech=heard is not None)
         else:
-            layout.assistant(turn, speech=assistant_speech and turn.codes is not None)
+            how = MODES[mode].given(heard is not None)
+            chain = chat.chain(how, heard.text if heard else "", turn.text)
+            layout.assistant(turn, speech=how.speaks and turn.codes is not None, chain=chain)
+            heard = None
     return layout.row(f"{dialogue_id}/{mode}")
 
 
@@ -188,10 +200,11 @@ class _Layout:
             self.text(self.chat.encode(before + turn.text + after))
         self.text(self.chat.close())
 
-    def assistant(self, turn: SpokenTurn, speech: bool) -> None:
+    def assistant(self, turn: SpokenTurn, speech: bool, chain: Sequence[int] = ()) -> None:
         self.text(self.chat.assistant_open())
         first = self.length - 1
         if speech:
+            self.text(chain)
             self._said(turn)
         else:
             self.text(self.chat.encode(turn.text))

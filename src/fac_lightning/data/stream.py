@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
@@ -21,14 +22,15 @@ __all__ = ["FixedLines", "LineStream", "PackedStream", "ResumingLoader", "stream
 def stream_rows(corpus: Corpus, budget: Budget, seed: int, shard: int = 0, num_shards: int = 1) -> Iterator[Row]:
     """Rows without end, every epoch in a new order; shards never share a row of the same epoch.
 
-    Dialogues that serve no mode or fit no line are left out; ``SpeechChatDataModule`` counts them beforehand.
+    Dialogues that serve no mode or fit no line are left out; ``SpeechChatDataModule`` counts them beforehand. A
+    schedule of modes goes by a row's place in the endless sequence, so that it is the same for any number of shards.
     """
     size = len(corpus)
     for epoch in count():
         order = np.random.default_rng([seed, epoch]).permutation(size)
         # Shards take turns over the endless sequence, so that each gets rows even when there are few dialogues.
-        for index in order[(shard - epoch * size) % num_shards :: num_shards]:
-            row = corpus.row(int(index), seed, epoch)
+        for place in range((shard - epoch * size) % num_shards, size, num_shards):
+            row = corpus.row(int(order[place]), seed, epoch, place / size)
             if row is not None and budget.fits(row):
                 yield row
 
@@ -151,6 +153,8 @@ class ResumingLoader:
 class FixedLines:
     """One pass over a corpus in fixed order, packed once; every process gets the same number of lines.
 
+    Modes have the weights that their schedule ends with.
+
     Args:
         corpus: Where rows come from.
         budget: Of a line.
@@ -171,7 +175,7 @@ class FixedLines:
         shard: int = 0,
         num_shards: int = 1,
     ) -> None:
-        found = (corpus.row(i, seed, 0) for i in range(len(corpus)))
+        found = (corpus.row(i, seed, 0, math.inf) for i in range(len(corpus)))
         rows = (row for row in found if row is not None and budget.fits(row))
         lines: Sequence[list[Row]] = list(islice(pack_lines(rows, budget, look_ahead), max_lines))
         each = -(-len(lines) // num_shards)

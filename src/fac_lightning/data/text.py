@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fac_lightning.data.dialogue import read_dialogues
-from fac_lightning.prompts import ASR_INSTRUCTION, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat
+from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat
 from fac_lightning.text_tokenizer import train_text_tokenizer
 
 __all__ = ["CachedChatFormat", "TextTokenizerTraining"]
@@ -35,11 +35,15 @@ class TextTokenizerTraining:
         dialogues: Dialogue folders or manifests; their audio is not read.
         vocab_size: Size aimed at; a small corpus gives fewer.
         out: Folder of the tokenizer.
+        modes: Modes whose system prompts it learns from; those without a chain of modality when None.
     """
 
-    def __init__(self, dialogues: list[str], vocab_size: int, out: str) -> None:
+    def __init__(self, dialogues: list[str], vocab_size: int, out: str, modes: list[str] | None = None) -> None:
         if not dialogues:
             raise ValueError("dialogues is empty; name at least one dialogues folder")
+        if unknown := sorted(set(modes or ()) - MODES.keys()):
+            raise ValueError(f"unknown modes {', '.join(unknown)}; choose from {', '.join(MODES)}")
+        self.modes = [mode for mode in MODES if not MODES[mode].chains] if modes is None else list(modes)
         self.dialogues, self.vocab_size, self.out = dialogues, vocab_size, Path(out)
 
     def run(self) -> Path:
@@ -48,7 +52,8 @@ class TextTokenizerTraining:
         return self.out
 
     def _texts(self) -> Iterator[str]:
-        yield from ("system\n", "user\n", "assistant\n", ASR_INSTRUCTION, TTS_INSTRUCTION, *SYSTEM_PROMPTS.values())
+        yield from ("system\n", "user\n", "assistant\n", ASR_INSTRUCTION, TTS_INSTRUCTION)
+        yield from (SYSTEM_PROMPTS[mode] for mode in self.modes)
         for path in self.dialogues:
             for dialogue in read_dialogues(path, audio=False):
                 yield from (turn.text for turn in dialogue.turns)

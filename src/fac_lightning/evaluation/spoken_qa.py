@@ -38,6 +38,8 @@ class Answer:
     finished: bool  # it ended by itself
     seconds: float  # spoken answer
     transcript: str | None = None  # what the recogniser heard
+    heard: str | None = None  # what the model says the question was, in a mode that transcribes
+    draft: str | None = None  # what it wrote before it spoke, in a mode that drafts
     files: dict[str, str] = field(default_factory=dict)  # kind -> audio file
 
 
@@ -46,7 +48,8 @@ class SpokenQAEvaluation:
 
     Text: share of answers that are the reference, word for word. Speech: word error rate of an independent recogniser
     on the spoken answers against the model's own text, beside its error on the tokenizer's reconstruction of the true
-    answers (the best that the tokenizer allows) and on the true recordings.
+    answers (the best that the tokenizer allows) and on the true recordings. Chain, in the modes STC, SAC and SUC: word
+    error rate of the model's transcripts against the questions, share of drafts that are the reference.
 
     Args:
         run: Folder of a trained run.
@@ -54,12 +57,12 @@ class SpokenQAEvaluation:
         out: Folder for ``results.json`` and the audio of examples.
         load_run: Rebuilds a run (``fac_lightning.cli.build.load_run``); the command line passes it.
         recognizer: Judge of the spoken answers; its weights must not be the speech encoder's. None skips speech.
-        mode: ``S2M`` or another mode of the model.
+        mode: ``S2M`` or another mode of the model (``prompts.MODES``).
         batch_size: Questions generated together.
         limit: Questions taken from each set, spread over it; None takes all.
         limit_spoken: Answers of each set that the recogniser hears; None: all.
         num_examples: Question and answer pairs kept as audio.
-        max_positions: Longest answer in backbone positions.
+        max_positions: Longest answer in backbone positions, what is written before speech included.
     """
 
     def __init__(
@@ -132,6 +135,8 @@ class SpokenQAEvaluation:
                     seconds=0.0
                     if reply.audio is None or not reply.sample_rate
                     else len(reply.audio) / reply.sample_rate,
+                    heard=reply.transcript,
+                    draft=reply.draft,
                 )
             )
         scored: dict[str, Any] = {
@@ -142,6 +147,11 @@ class SpokenQAEvaluation:
             "text_wer": word_error_rate([a.reference for a in answers], [a.text for a in answers]),
             "seconds": wall,
         }
+        heard_as = [(a.question, a.heard) for a in answers if a.heard is not None]
+        if heard_as:
+            scored["heard_wer"] = word_error_rate([q for q, _ in heard_as], [h for _, h in heard_as])
+        if any(a.draft is not None for a in answers):
+            scored["draft_exact"] = float(np.mean([a.draft == a.reference.strip() for a in answers]))
         spoken = _spread([i for i, r in enumerate(replies) if r.audio is not None], self.limit_spoken)
         if self.recognizer is not None and spoken:
             heard = self._listen([_at(replies[i], self.recognizer.sample_rate) for i in spoken], f"{name}: listening")

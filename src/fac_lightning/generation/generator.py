@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from fac_lightning.generation.memory import BackboneState, HeadMemory
-from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, user_pieces
+from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, reply_opening, user_pieces
 from fac_lightning.generation.reply import Reply, build_replies
 from fac_lightning.generation.sampling import Decoding
 from fac_lightning.generation.session import Session
 from fac_lightning.generation.stepping import Decoded, decode_reply, read_prompt
 from fac_lightning.generation.streams import evaluating
 from fac_lightning.models import SpeechLM
-from fac_lightning.prompts import MODES, SYSTEM_PROMPTS, ChatFormat
+from fac_lightning.prompts import MODES, SYSTEM_PROMPTS, ChatFormat, Mode
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
@@ -64,8 +64,8 @@ class Generator:
         decoding = decoding or Decoding()
         rows = [self._pieces(turn, mode) for turn in turns]
         seeds = [decoding.seed + row for row in range(len(rows))]
-        decoded = self._decode(rows, MODES[mode][1], decoding, seeds)
-        return build_replies(decoded, self.chat, self.tokenizer)
+        decoded = self._decode(rows, MODES[mode], decoding, seeds)
+        return build_replies(decoded, self.chat, self.tokenizer, MODES[mode])
 
     def session(self, mode: str = "S2M", system: str | None = None, decoding: Decoding | None = None) -> Session:
         """A conversation of many turns that keeps its caches."""
@@ -74,13 +74,12 @@ class Generator:
 
     def _pieces(self, turn: UserTurn, mode: str) -> list[Piece]:
         turn_pieces = user_pieces(self.chat, turn, mode)
-        opening: list[Piece] = [[self.chat.audio_bos]] if MODES[mode][1] else []
-        return [self.chat.system(self.system_prompts[mode]), *turn_pieces, *opening]
+        return [self.chat.system(self.system_prompts[mode]), *turn_pieces, *reply_opening(self.chat, MODES[mode])]
 
-    def _decode(self, rows: list[list[Piece]], spoken: bool, decoding: Decoding, seeds: list[int]) -> Decoded:
+    def _decode(self, rows: list[list[Piece]], mode: Mode, decoding: Decoding, seeds: list[int]) -> Decoded:
         with evaluating(self.model), torch.inference_mode():
             state = BackboneState(self.model, len(rows))
-            memory = HeadMemory(self.model, len(rows)) if spoken else None
+            memory = HeadMemory(self.model, len(rows)) if mode.speaks else None
             batch = prompt_batch(rows, self.chat, self.model.geometry)
             hidden = read_prompt(self.model, batch, state, memory)
-            return decode_reply(self.model, self.chat, state, hidden, decoding, seeds, spoken, self.reply, memory)
+            return decode_reply(self.model, self.chat, state, hidden, decoding, seeds, mode, self.reply, memory)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fac_lightning.models import SpeechLM
-from fac_lightning.prompts import ASR_INSTRUCTION, MODES, TTS_INSTRUCTION, ChatFormat
+from fac_lightning.prompts import ASR_INSTRUCTION, MODES, TTS_INSTRUCTION, ChatFormat, Mode
 from fac_lightning.types import IGNORE, SpeechGeometry, SpeechTextBatch, Waveforms, pad_code
 
-__all__ = ["Piece", "UserTurn", "left_pad", "prompt_batch", "prompt_text", "user_pieces"]
+__all__ = ["Piece", "UserTurn", "left_pad", "prompt_batch", "prompt_text", "reply_opening", "user_pieces"]
 
 #: Token ids, or a clip ``(S,)`` that takes one position per ``samples_per_position`` samples.
 Piece = list[int] | Tensor
@@ -40,7 +40,7 @@ def user_pieces(chat: ChatFormat, turn: UserTurn, mode: str) -> list[Piece]:
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
     content: list[Piece]
-    if MODES[mode][0]:
+    if MODES[mode].hears:
         content = [[chat.audio_bos], _clip(turn.audio, mode), [chat.audio_eos]]
         if mode == "ASR":
             content.append(chat.encode(f"\n{ASR_INSTRUCTION}"))
@@ -49,6 +49,11 @@ def user_pieces(chat: ChatFormat, turn: UserTurn, mode: str) -> list[Piece]:
     else:
         content = [chat.encode(f"{TTS_INSTRUCTION}\n{turn.text}" if mode == "TTS" else turn.text)]
     return [chat.user_open(), *content, chat.close(), chat.assistant_open()]
+
+
+def reply_opening(chat: ChatFormat, mode: Mode) -> list[Piece]:
+    """What is put in before the assistant answers: ``<|audio_bos|>``, unless it is to write something first."""
+    return [[chat.audio_bos]] if mode.speaks and not mode.chains else []
 
 
 def _clip(audio: Tensor | np.ndarray | None, mode: str) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from fac_lightning.generation.stepping import Decoded
-from fac_lightning.prompts import SPECIAL_TOKENS, ChatFormat
+from fac_lightning.prompts import SPECIAL_TOKENS, ChatFormat, Mode
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
 __all__ = ["Reply", "build_replies"]
@@ -25,10 +25,22 @@ class Reply:
     audio: Tensor | None  # (S,) float32 on CPU; None for written replies and without a tokenizer
     sample_rate: int | None  # Hz of audio
     finished: bool  # False when max_positions cut it
+    chain: str | None = None  # what it wrote before it spoke, in a mode with a chain
+    transcript: str | None = None  # of the chain: what it heard the user say
+    draft: str | None = None  # of the chain: the answer
 
 
-def build_replies(decoded: Decoded, chat: ChatFormat, tokenizer: SpeechTokenizer | None) -> list[Reply]:
-    """Replies of the rows of ``decoded``; their waveforms are decoded as one batch."""
+def build_replies(
+    decoded: Decoded, chat: ChatFormat, tokenizer: SpeechTokenizer | None, mode: Mode | None = None
+) -> list[Reply]:
+    """Replies of the rows of ``decoded``; their waveforms are decoded as one batch.
+
+    Args:
+        decoded: What was said and written.
+        chat: Token ids of the marks.
+        tokenizer: Makes the waveforms; none without it.
+        mode: Says what the lines of a chain are; needed where there is one.
+    """
     special = set(chain.from_iterable(chat.encode(token) for token in SPECIAL_TOKENS))
     finished = decoded.finished.tolist()
     kept = [ids[mask].tolist() for ids, mask in zip(decoded.text_ids.cpu(), decoded.text_kept.cpu(), strict=True)]
@@ -42,9 +54,18 @@ def build_replies(decoded: Decoded, chat: ChatFormat, tokenizer: SpeechTokenizer
         if tokenizer is not None:
             audio = list(_speak(said, tokenizer))
     rate = tokenizer.output_rate if tokenizer is not None else None
-    return [
+    replies = [
         Reply(chat.decode(ids), ids, grid, clip, rate if clip is not None else None, done)
         for ids, grid, clip, done in zip(texts, codes, audio, finished, strict=True)
+    ]
+    if decoded.chain is None or mode is None:
+        return replies
+    rows = zip(decoded.chain.text_ids.cpu(), decoded.chain.text_kept.cpu(), strict=True)
+    written = [chat.decode(ids[mask].tolist()) for ids, mask in rows]
+    parts = [mode.read_chain(text) for text in written]
+    return [
+        replace(reply, chain=text.rstrip("\n"), transcript=transcript, draft=draft)
+        for reply, text, (transcript, draft) in zip(replies, written, parts, strict=True)
     ]
 
 

@@ -49,7 +49,8 @@ class Decoding:
     Args:
         text: Sampling of the text head.
         speech: Sampling of the speech head.
-        max_positions: Longest reply in backbone positions; a longer one is cut and marked unfinished.
+        max_positions: Longest reply in backbone positions, what is written before speech included; a longer one is cut
+            and marked unfinished.
         seed: Row ``i`` of a batch, or turn ``i`` of a session, draws from ``seed + i``.
     """
 

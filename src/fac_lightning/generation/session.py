@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from fac_lightning.generation.memory import BackboneState, HeadMemory
-from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, user_pieces
+from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, reply_opening, user_pieces
 from fac_lightning.generation.reply import Reply, build_replies
 from fac_lightning.generation.sampling import Decoding
 from fac_lightning.generation.stepping import Decoded, decode_reply, read_prompt
 from fac_lightning.generation.streams import evaluating
 from fac_lightning.models import SpeechLM
-from fac_lightning.prompts import MODES, ChatFormat
+from fac_lightning.prompts import MODES, ChatFormat, Mode
 from fac_lightning.replies import FrameEnd, ReplyRule
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
@@ -31,7 +31,7 @@ class Session:
         model: The speech LLM; it runs in eval mode and is left as it was.
         chat: Token ids of the chat format it was trained on.
         mode: How turns are given and answered, one of ``MODES``. A turn of the other kind is taken as well: text in
-            S2M is answered as in T2M.
+            S2M is answered as in T2M. A chain has no transcript of a turn that is text.
         system: System prompt.
         tokenizer: Gives replies a waveform; without it they have codes only.
         reply: How spoken replies lie, as in training; ``FrameEnd()`` when None.
@@ -54,7 +54,7 @@ class Session:
         self.reply, self.decoding = reply or FrameEnd(), decoding or Decoding()
         self.turns = 0  # answered so far
         self._state = BackboneState(model, 1)
-        self._memory = HeadMemory(model, 1) if MODES[mode][1] else None
+        self._memory = HeadMemory(model, 1) if MODES[mode].speaks else None
         self._unseen: list[Piece] = [chat.system(system)]  # what the backbone must read before the next user turn
         self._before: Decoded | None = None  # the reply before, whose last position the backbone has not seen
 
@@ -70,33 +70,33 @@ class Session:
         """
         if text is None and audio is None:
             raise ValueError("nothing to answer: give text=... or audio=...")
-        pieces = user_pieces(self.chat, UserTurn(text, audio), self._turn_mode(audio is not None))
-        decoded = self._decode(pieces)
+        mode = MODES[self.mode].given(audio is not None)
+        pieces = user_pieces(self.chat, UserTurn(text, audio), self._turn_name(mode))
+        decoded = self._decode(pieces, mode)
         self._close(decoded)
-        return build_replies(decoded, self.chat, self.tokenizer)[0]
+        return build_replies(decoded, self.chat, self.tokenizer, mode)[0]
 
-    def _turn_mode(self, heard: bool) -> str:
-        """The mode of this turn: that of the session where what is given fits, else its sibling."""
-        if MODES[self.mode][0] == heard:
+    def _turn_name(self, mode: Mode) -> str:
+        """The mode by which a turn is given: that of the session where what is given fits, else its sibling."""
+        if MODES[self.mode].hears == mode.hears:
             return self.mode
-        return {(True, True): "S2M", (True, False): "S2T", (False, True): "T2M", (False, False): "T2T"}[
-            heard, MODES[self.mode][1]
-        ]
+        return f"{'S' if mode.hears else 'T'}2{'M' if mode.speaks else 'T'}"
 
-    def _decode(self, pieces: list[Piece]) -> Decoded:
-        spoken, seeds = MODES[self.mode][1], [self.decoding.seed + self.turns]
-        opening: list[Piece] = [[self.chat.audio_bos]] if spoken else []
-        batch = prompt_batch([[*self._unseen, *pieces, *opening]], self.chat, self.model.geometry)
+    def _decode(self, pieces: list[Piece], mode: Mode) -> Decoded:
+        seeds = [self.decoding.seed + self.turns]
+        row = [*self._unseen, *pieces, *reply_opening(self.chat, mode)]
+        batch = prompt_batch([row], self.chat, self.model.geometry)
         with evaluating(self.model), torch.inference_mode():
             state, memory = self._state, self._memory
             hidden = read_prompt(self.model, batch, state, memory, self._before)
-            return decode_reply(self.model, self.chat, state, hidden, self.decoding, seeds, spoken, self.reply, memory)
+            return decode_reply(self.model, self.chat, state, hidden, self.decoding, seeds, mode, self.reply, memory)
 
     def _close(self, decoded: Decoded) -> None:
         """Remember what ends the assistant's turn. A cut reply is closed as if it had ended by itself."""
         close, self._before = self.chat.close(), decoded
-        if not decoded.finished.item():
-            self._unseen = [[self.chat.audio_eos, *close]] if decoded.codes is not None else [close]
+        speaks = decoded.codes is not None and (decoded.chain is None or bool(decoded.chain.opened.item()))
+        if not decoded.finished.item():  # <|audio_eos|> only where <|audio_bos|> was
+            self._unseen = [[self.chat.audio_eos, *close]] if speaks else [close]
         elif decoded.codes is not None:
             self._unseen = [close]  # the pending position is <|audio_eos|>
         else:

@@ -5,14 +5,18 @@ group of codes. Speech decides when it ends: until then the text head cannot clo
 on until ``<|audio_eos|>``, or ``<|audio_eos|>`` stands there at once: the reply rule (``fac_lightning.replies``) says
 which. This is the row that training lays out, so stepping gives the log-probabilities of teacher forcing.
 
+In a chain of modality the rows first write text until they say ``<|audio_bos|>`` themselves. Rows whose chain is over
+wait for the others, at positions that nobody sees; then all speak together.
+
 All state is in the objects made here; nothing is written to a module. The host waits for the device once a position.
 
-Legend: B rows, L new positions, D width, k frames of a group, Q codebooks, M positions of the reply.
+Legend: B rows, L new positions, D width, k frames of a group, Q codebooks, C positions of the chain, M positions of
+the reply.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,11 +26,20 @@ from fac_lightning.generation.prompt import left_pad, prompt_text
 from fac_lightning.generation.sampling import Decoding
 from fac_lightning.generation.streams import SpeechStream, TextStream, join, reply_noise
 from fac_lightning.models import SpeechLM
-from fac_lightning.prompts import ChatFormat
+from fac_lightning.prompts import ChatFormat, Mode
 from fac_lightning.replies import FrameEnd, ReplyRule
 from fac_lightning.types import SpeechTextBatch, to_device
 
-__all__ = ["Decoded", "decode_reply", "read_prompt"]
+__all__ = ["Chain", "Decoded", "decode_reply", "read_prompt"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """What B rows wrote before they spoke."""
+
+    text_ids: Tensor  # (B, C) int64
+    text_kept: Tensor  # (B, C) bool, the position is part of the row's chain; its <|audio_bos|> is not
+    opened: Tensor  # (B,) bool, the row said <|audio_bos|>
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +53,7 @@ class Decoded:
     finished: Tensor  # (B,) bool, the row closed its reply itself
     pending: Tensor  # (B, 1, D), the last position chosen; the backbone has not seen it
     pending_text: Tensor  # (B, 1, D), its text token alone
+    chain: Chain | None = None  # in a mode with a chain
 
 
 def read_prompt(
@@ -79,7 +93,7 @@ def decode_reply(
     hidden: Tensor,
     decoding: Decoding,
     seeds: list[int],
-    spoken: bool,
+    mode: Mode,
     reply: ReplyRule | None = None,
     memory: HeadMemory | None = None,
 ) -> Decoded:
@@ -89,24 +103,33 @@ def decode_reply(
         model: The speech LLM, in eval mode.
         chat: Token ids of the marks.
         state: Moves on with every position.
-        hidden: Of ``<|audio_bos|>`` for a spoken reply, else of the last token before the reply.
+        hidden: Of ``<|audio_bos|>`` for a spoken reply without a chain, else of the last token before the reply.
         decoding: Sampling and the longest reply.
         seeds: One per row.
-        spoken: Say codes as well as text.
+        mode: Whether codes are said as well as text, and whether a chain is written first.
         reply: How a spoken reply lies, as in training; ``FrameEnd()`` when None.
         memory: What the head has read; a fresh one when None.
     """
     rows, device, longest = len(seeds), hidden.device, decoding.max_positions
     reply = reply or FrameEnd()
-    draws = model.geometry.group_size * model.geometry.num_codebooks if spoken else 0
-    random = decoding.text.temperature > 0 or (spoken and decoding.speech.temperature > 0)
-    noise = reply_noise(seeds, longest, 1 + draws, random, device)
-    text = TextStream(chat, decoding.text, noise[..., 0], model.backbone.vocab_size, spoken)
-    speech = None
-    if spoken:
-        speech = SpeechStream(memory or HeadMemory(model, rows), decoding.speech, noise[..., 1:], reply)
+    draws = model.geometry.group_size * model.geometry.num_codebooks if mode.speaks else 0
+    random = decoding.text.temperature > 0 or (mode.speaks and decoding.speech.temperature > 0)
+    noise = reply_noise(seeds, longest, 1 + draws + mode.chains, random, device)  # (text, codes, text of the chain)
+    stop = chat.audio_eos if mode.speaks else chat.im_end
+    text = TextStream(chat, decoding.text, noise[..., 0], model.backbone.vocab_size, stop)
+    speech, chain, limits = None, None, None
+    if mode.speaks:
+        memory = memory or HeadMemory(model, rows)
+        speech = SpeechStream(memory, decoding.speech, noise[..., 1 : 1 + draws], reply)
+    if mode.chains and memory is not None:
+        writing = TextStream(chat, decoding.text, noise[..., -1], model.backbone.vocab_size, chat.audio_bos)
+        chain, hidden, last = _write_chain(model, chat, state, hidden, writing, memory, longest)
+        limits = longest - chain.text_kept.sum(1) - chain.opened.long()  # (B,) positions that are left to each row
+        longest = int(limits.max())
+        if longest == 0:
+            return _silence(model, chain, last)
     text_embeds = model.backbone.embed(torch.full((rows,), chat.audio_bos, device=device))  # read by a spoken hidden
-    no_speech, any_due = torch.zeros(rows, dtype=torch.bool, device=device), spoken
+    no_speech, any_due = torch.zeros(rows, dtype=torch.bool, device=device), mode.speaks
     for step in range(longest):
         due = no_speech if speech is None else speech.due
         token = text.next(model.backbone.logits(hidden), due)
@@ -116,11 +139,12 @@ def decode_reply(
         text_embeds = model.backbone.embed(token)
         pending = join(model, text_embeds, group, present)
         due = no_speech if speech is None else speech.due
-        all_done, any_due = torch.stack([text.done.all(), due.any()]).tolist()  # the one wait per position
-        if all_done or step + 1 == longest:
+        over = text.done if limits is None else text.done | (limits <= step + 1)
+        all_over, any_due = torch.stack([over.all(), due.any()]).tolist()  # the one wait per position
+        if all_over or step + 1 == longest:
             break
         hidden = state.feed(pending[:, None])[:, -1]
-    return Decoded(
+    decoded = Decoded(
         text_ids=torch.stack(text.tokens, dim=1),
         text_kept=torch.stack(text.kept, dim=1),
         codes=torch.cat(speech.groups, dim=1) if speech else None,
@@ -128,4 +152,66 @@ def decode_reply(
         finished=text.done,
         pending=pending[:, None],
         pending_text=text_embeds[:, None],
+        chain=chain,
+    )
+    return decoded if limits is None else _cut(decoded, limits)
+
+
+def _write_chain(
+    model: SpeechLM,
+    chat: ChatFormat,
+    state: BackboneState,
+    hidden: Tensor,
+    text: TextStream,
+    memory: HeadMemory,
+    longest: int,
+) -> tuple[Chain, Tensor, Tensor]:
+    """Write until each row says ``<|audio_bos|>``; the rows' last hidden states ``(B, D)`` and tokens ``(B,)`` too.
+
+    Nothing behind the ``longest``-th token is seen by the backbone.
+    """
+    token = torch.full_like(text.done, chat.assistant_open()[-1], dtype=torch.int64)  # read by hidden
+    embeds, no_speech = model.backbone.embed(token), torch.zeros_like(text.done)
+    for step in range(longest):
+        writes = ~text.done
+        memory.listen(hidden[:, None], embeds[:, None], writes[:, None])  # of <|audio_bos|> the first group is said
+        token = torch.where(writes, text.next(model.backbone.logits(hidden), no_speech), token)
+        if step + 1 == longest:
+            break
+        embeds = model.backbone.embed(token)
+        seen = state.feed(join(model, embeds, None, None)[:, None], writes[:, None])
+        hidden = torch.where(writes[:, None], seen[:, -1], hidden)
+        if text.done.all():
+            break
+    chain = Chain(torch.stack(text.tokens, dim=1), torch.stack(text.kept, dim=1), text.done)
+    return chain, hidden, token
+
+
+def _silence(model: SpeechLM, chain: Chain, last: Tensor) -> Decoded:
+    """What rows said that wrote until no position was left; ``last`` ``(B,)`` are their last tokens."""
+    embeds = model.backbone.embed(last)
+    none = chain.text_ids[:, :0]
+    return Decoded(
+        text_ids=none,
+        text_kept=none.bool(),
+        codes=none[..., None].expand(-1, -1, model.geometry.num_codebooks),
+        codes_kept=none.bool(),
+        finished=torch.zeros_like(chain.opened),
+        pending=join(model, embeds, None, None)[:, None],
+        pending_text=embeds[:, None],
+        chain=chain,
+    )
+
+
+def _cut(decoded: Decoded, limits: Tensor) -> Decoded:
+    """Each row as it would be alone: not more than its own number of positions ``(B,)``."""
+    assert decoded.codes_kept is not None
+    positions = decoded.text_ids.shape[1]
+    inside = torch.arange(positions, device=limits.device) < limits[:, None]
+    frames = decoded.codes_kept.shape[1] // positions
+    return replace(
+        decoded,
+        text_kept=decoded.text_kept & inside,
+        codes_kept=decoded.codes_kept & inside.repeat_interleave(frames, 1),
+        finished=decoded.finished & (decoded.text_kept.sum(1) < limits),
     )

@@ -24,27 +24,26 @@ __all__ = ["SpeechStream", "TextStream", "evaluating", "join", "reply_noise"]
 class TextStream:
     """Picks text tokens and knows which are out of place.
 
-    While speech is due, the reply cannot end. Afterwards ``<|audio_eos|>`` ends a spoken reply; ``<|im_end|>`` ends a
-    written one.
+    While speech is due, the text cannot end. Afterwards its own mark ends it, and no other mark may be said:
+    ``<|audio_eos|>`` behind speech, ``<|im_end|>`` behind a written reply, ``<|audio_bos|>`` behind a chain.
 
     Args:
         chat: Token ids of the marks.
         sampling: How to pick.
         noise: Uniform numbers ``(B, max_positions)``.
         vocab_size: Rows of the text logits, V.
-        spoken: The reply has speech too.
+        stop: The mark that ends the text.
     """
 
-    def __init__(self, chat: ChatFormat, sampling: Sampling, noise: Tensor, vocab_size: int, spoken: bool) -> None:
-        never = {chat.pad, chat.audio, chat.audio_bos, *chat.encode(IM_START)}
-        self.chat, self.sampling, self.noise = chat, sampling, noise
-        self.stop = chat.audio_eos if spoken else chat.im_end
+    def __init__(self, chat: ChatFormat, sampling: Sampling, noise: Tensor, vocab_size: int, stop: int) -> None:
+        never, marks = {chat.pad, chat.audio, *chat.encode(IM_START)}, {chat.audio_bos, chat.audio_eos, chat.im_end}
+        self.chat, self.sampling, self.noise, self.stop = chat, sampling, noise, stop
         forbidden = torch.zeros(2, vocab_size, dtype=torch.bool)  # [no speech due, speech due]
-        forbidden[0, sorted(never | {chat.sil, chat.im_end if spoken else chat.audio_eos})] = True
-        forbidden[1, sorted(never | {chat.audio_eos, chat.im_end})] = True
+        forbidden[0, sorted(never | {chat.sil} | marks - {stop})] = True
+        forbidden[1, sorted(never | marks)] = True
         self.forbidden = forbidden.to(noise.device)
         self.seen = torch.zeros(len(noise), vocab_size, dtype=torch.bool, device=noise.device)
-        self.done = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)  # rows that closed their reply
+        self.done = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)  # rows that said the mark
         self.tokens: list[Tensor] = []  # (B,) per position
         self.kept: list[Tensor] = []  # (B,) bool per position, part of the row's reply
 
