@@ -14,7 +14,13 @@ from torch import nn
 from fac_lightning.data.packing import share_totals
 from fac_lightning.tasks import SpeechSFT, TextPretraining
 from fac_lightning.tasks.metrics import LineMetrics, StreamMetrics
-from fac_lightning.tasks.optimization import cosine_with_warmup, match_parameters, parameter_groups, parameter_table
+from fac_lightning.tasks.optimization import (
+    cosine_with_warmup,
+    match_parameters,
+    parameter_groups,
+    parameter_table,
+    warmup_count,
+)
 from fac_lightning.testing.tiny import tiny_backbone, tiny_batch, tiny_speech_lm
 from fac_lightning.types import IGNORE, Waveforms
 
@@ -293,6 +299,8 @@ def test_frozen_parts_do_not_move_and_stay_in_eval_mode(lines, tmp_path):
         ),
         ({"lr_factors": {"head": 0.1}, "freeze": ["head"]}, "'head' matches no parameter"),
         ({"freeze": ["*"]}, r"freeze \['\*'\] leaves nothing to train"),
+        ({"freeze": ["backbon.*.bias"]}, r"'backbon\.\*\.bias' matches no parameter; did you mean backbone"),
+        ({"lr_factors": {"head": -0.1}}, r"lr_factors: 'head' is -0\.1; a factor is 0 or above"),
     ],
 )
 def test_patterns_that_do_nothing_are_errors(lines, tmp_path, options, message):
@@ -342,6 +350,42 @@ def test_schedule_rises_linearly_and_falls_as_a_cosine():
     assert factors[8] == pytest.approx(0.6)  # half way
     assert factors[12] == factors[13] == pytest.approx(0.2)
     assert cosine_with_warmup(0, 0, 10, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "count"),
+    [(0, 50, 0), (20, 50, 20), (80, 50, 50), (0.02, 1000, 20), (0.02, 60, 2), (0.5, 3, 2), (1.0, 50, 1)],
+)
+def test_warm_up_is_a_number_of_steps_or_a_part_of_all(warmup, steps, count):
+    assert warmup_count(warmup, steps) == count
+
+
+@pytest.mark.parametrize("warmup", [-1, 1.5, -0.02])
+def test_a_senseless_warm_up_is_refused(warmup):
+    with pytest.raises(ValueError, match=rf"whole number of steps, or a part of all steps below 1 .*, got {warmup}"):
+        SpeechSFT(tiny_speech_lm(), warmup_steps=warmup)
+
+
+def test_rates_of_the_report_at_known_steps(tmp_path):
+    """1e-4 to 1e-5 with 2 % warm-up (arXiv 2512.20156), and a slot that learns at a tenth of it."""
+    seen = []
+
+    class Rates(lightning.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+            seen.append([rates[id(next(getattr(module.model, slot).parameters()))] for slot in ("head", "backbone")])
+
+    model = tiny_speech_lm()
+    task = SpeechSFT(model, lr=1e-4, min_lr=1e-5, warmup_steps=0.02, lr_factors={"backbone": 0.1})
+    line = share_totals([tiny_batch(model, rows=1)])[0]
+    fit(task, [line], tmp_path, steps=100, callbacks=[Rates()], log_every_n_steps=50)
+    head, backbone = map(list, zip(*seen, strict=True))
+    assert head[:3] == pytest.approx([5e-5, 1e-4, 1e-4])
+    assert head[51] == pytest.approx(5.5e-5)  # half way between the end of the warm-up and the last step
+    assert head[99] == pytest.approx(1e-5, rel=5e-3)
+    assert head[2:] == sorted(head[2:], reverse=True)
+    assert backbone == pytest.approx([rate / 10 for rate in head])
+    assert [row["train/lr"] for row in logged(tmp_path)] == pytest.approx([head[49], head[99]]), "of factor 1"
 
 
 def test_parameter_table_counts_slots():

@@ -1,6 +1,7 @@
 """Lightning callbacks, one a file."""
 
 from fac_lightning.callbacks.forgetting_guard import ForgettingGuard
+from fac_lightning.callbacks.module_freezing import ModuleFreezing
 from fac_lightning.callbacks.save_recipe import SaveRecipe, refuse_other_recipe, write_recipe
 from fac_lightning.callbacks.save_weights import LoadedWeights, SaveWeights, load_weights
 from fac_lightning.callbacks.step_progress import StepProgress
@@ -9,6 +10,7 @@ from fac_lightning.callbacks.weight_merging import WeightMerging
 __all__ = [
     "ForgettingGuard",
     "LoadedWeights",
+    "ModuleFreezing",
     "SaveRecipe",
     "SaveWeights",
     "StepProgress",

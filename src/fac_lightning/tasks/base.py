@@ -8,11 +8,20 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from fac_lightning.tasks.metrics import LineMetrics, StreamMetrics
-from fac_lightning.tasks.optimization import cosine_with_warmup, match_parameters, parameter_groups, parameter_table
+from fac_lightning.tasks.optimization import (
+    base_rate,
+    cosine_with_warmup,
+    match_parameters,
+    parameter_groups,
+    parameter_table,
+    silent_modules,
+    warmup_count,
+)
 from fac_lightning.tasks.strategies import keep_batches, loss_divisor
 from fac_lightning.types import SpeechLMOutput, SpeechTextBatch
 
@@ -32,13 +41,14 @@ class PackedLineTask(lightning.LightningModule, ABC):
         model: What is trained.
         lr: Learning rate after the warm-up.
         min_lr: Learning rate at ``trainer.max_steps``.
-        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_steps: Optimizer steps of linear warm-up; below 1, that part of ``trainer.max_steps``.
         weight_decay: Of AdamW, on matrices only.
         betas: Of AdamW.
         text_weight: Weight of the text loss.
         speech_weight: Weight of the speech loss.
         freeze: Slots, modules or patterns of parameters that are not trained; see ``match_parameters``. Modules
-            without a trainable parameter stay in eval mode.
+            in which nothing is trained stay in eval mode, and keep nothing for a backward pass unless something
+            trained lies in front of them.
         lr_factors: Slots, modules or patterns -> factor on the learning rate.
     """
 
@@ -47,7 +57,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
         model: nn.Module,
         lr: float,
         min_lr: float,
-        warmup_steps: int,
+        warmup_steps: float,
         weight_decay: float,
         betas: Sequence[float],
         text_weight: float,
@@ -60,6 +70,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
             raise ValueError(f"min_lr must be between 0 and lr ({lr}), got {min_lr}")
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {list(betas)}")
+        warmup_count(warmup_steps, max_steps=1)  # refused now, not when all is loaded
         self.model = model
         self.lr, self.min_lr, self.warmup_steps, self.weight_decay = lr, min_lr, warmup_steps, weight_decay
         self.betas = (float(betas[0]), float(betas[1]))
@@ -100,7 +111,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
             return
         values = self._summary("train", self.train_text, self.train_speech)
         values |= {f"train/{name}": value for name, value in self.line_metrics.compute().items()}
-        values["train/lr"] = optimizer.param_groups[0]["lr"]
+        values["train/lr"] = base_rate(optimizer, self.lr)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True)
         self.log_dict(values)
         self.line_metrics.reset()
@@ -126,11 +137,12 @@ class PackedLineTask(lightning.LightningModule, ABC):
         keep_batches(self.trainer)
         if stage != "fit":
             return
-        parameters = dict(self.model.named_parameters())
+        # under all its names: a tensor that two slots share is frozen with either
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         modules = [name for name, _ in self.model.named_modules()]
         matched = match_parameters(self.freeze_patterns, list(parameters), "freeze", modules)
-        names = dict.fromkeys(name for found in matched.values() for name in found)
-        self._frozen = [parameters[name] for name in names if parameters[name].requires_grad]
+        chosen = {id(parameters[name]): parameters[name] for found in matched.values() for name in found}
+        self._frozen = [parameter for parameter in chosen.values() if parameter.requires_grad]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         if not any(p.requires_grad for p in parameters.values()):
@@ -146,12 +158,10 @@ class PackedLineTask(lightning.LightningModule, ABC):
             self._frozen = []
 
     def train(self, mode: bool = True) -> PackedLineTask:
-        """Train mode for what is trained; modules without a trainable parameter stay in eval mode."""
+        """Train mode for what is trained; modules in which nothing is trained stay in eval mode."""
         super().train(mode)
-        for module in self.model.modules():
-            trainable = [p.requires_grad for p in module.parameters()]
-            if trainable and not any(trainable):
-                module.eval()
+        for module in silent_modules(self.model, self.freeze_patterns):
+            module.eval()
         return self
 
     def configure_optimizers(self) -> Any:
@@ -162,10 +172,10 @@ class PackedLineTask(lightning.LightningModule, ABC):
             raise ValueError(f"the schedule needs the number of steps: set trainer.max_steps, got {max_steps}")
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         groups = parameter_groups(trained, self.lr, self.weight_decay, self.lr_factors)
-        # Lightning clips gradients before a fused step only where no loss scaler is at work
-        fused = self.trainer.precision != "16-mixed"
+        # under autocast Lightning clips no gradients of a fused optimizer, which could unscale them by itself
+        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
-        warmup, floor = min(self.warmup_steps, max_steps), self.min_lr / self.lr if self.lr else 0.0
+        warmup, floor = warmup_count(self.warmup_steps, max_steps), self.min_lr / self.lr if self.lr else 0.0
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_with_warmup(step, warmup, max_steps, floor)
         )

@@ -8,9 +8,18 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["cosine_with_warmup", "match_parameters", "parameter_groups", "parameter_table"]
+__all__ = [
+    "base_rate",
+    "cosine_with_warmup",
+    "match_parameters",
+    "parameter_groups",
+    "parameter_table",
+    "silent_modules",
+    "warmup_count",
+]
 
 
 def cosine_with_warmup(step: int, warmup_steps: int, max_steps: int, floor: float) -> float:
@@ -22,6 +31,41 @@ def cosine_with_warmup(step: int, warmup_steps: int, max_steps: int, floor: floa
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_count(warmup_steps: float, max_steps: int) -> int:
+    """Optimizer steps of warm-up: a number below 1 is that part of ``max_steps``, rounded up; at most all of them.
+
+    Raises:
+        ValueError: It is negative, or not a whole number of steps.
+    """
+    if warmup_steps < 0 or (warmup_steps >= 1 and warmup_steps != int(warmup_steps)):
+        raise ValueError(
+            f"warmup_steps takes a whole number of steps, or a part of all steps below 1 (0.02), got {warmup_steps}"
+        )
+    steps = math.ceil(warmup_steps * max_steps) if warmup_steps < 1 else int(warmup_steps)
+    return min(steps, max_steps)
+
+
+def base_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Learning rate now of a parameter with factor 1, where ``lr`` is what the schedule scales."""
+    scaled = (lr * group["lr"] / group["initial_lr"] for group in optimizer.param_groups if group.get("initial_lr"))
+    return float(next(scaled, optimizer.param_groups[0]["lr"]))
+
+
+def silent_modules(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
+    """Modules in which nothing is trained: all their parameters are frozen, or they have none and a pattern means them.
+
+    They belong in eval mode: dropout, jitter and running statistics of a frozen part would change what it says.
+    """
+    asked = list(patterns)
+    found = []
+    for name, module in model.named_modules():
+        wanted = any(name == p or name.startswith(f"{p}.") or fnmatchcase(name, p) for p in asked)
+        trainable = [parameter.requires_grad for parameter in module.parameters()]
+        if not any(trainable) and (trainable or wanted):
+            found.append(module)
+    return found
 
 
 def match_parameters(
@@ -65,6 +109,9 @@ def parameter_groups(
         lr_factors: Pattern (see ``match_parameters``) -> factor on ``lr``; the first pattern that matches counts.
     """
     factors: dict[str, float] = {}
+    negative = [pattern for pattern, factor in lr_factors.items() if factor < 0]
+    if negative:
+        raise ValueError(f"lr_factors: {negative[0]!r} is {lr_factors[negative[0]]}; a factor is 0 or above")
     matched = match_parameters(lr_factors, list(parameters), "lr_factors (among what is trained)")
     for pattern, names in matched.items():
         for name in names:

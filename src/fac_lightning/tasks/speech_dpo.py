@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fac_lightning.losses import PairScores, PreferenceLoss, StreamMode, answer_counts, answer_logprobs
 from fac_lightning.models import SpeechLM
 from fac_lightning.tasks.base import PackedLineTask, max_one
+from fac_lightning.tasks.optimization import base_rate
 from fac_lightning.tasks.preference_metrics import PreferenceMetrics
 from fac_lightning.tasks.reference import Reference
 from fac_lightning.tasks.strategies import loss_divisor
@@ -68,7 +69,7 @@ class SpeechDPO(PackedLineTask):
         sft_weight: Weight of the chosen answers' NLL.
         lr: Learning rate after the warm-up.
         min_lr: Learning rate at ``trainer.max_steps``.
-        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_steps: Optimizer steps of linear warm-up; below 1, that part of ``trainer.max_steps``.
         weight_decay: Of AdamW, on matrices only.
         betas: Of AdamW.
         freeze: Slots, modules or parameter patterns that are not trained.
@@ -85,7 +86,7 @@ class SpeechDPO(PackedLineTask):
         sft_weight: float = 0.1,
         lr: float = 1e-6,
         min_lr: float = 0.0,
-        warmup_steps: int = 20,
+        warmup_steps: float = 20,
         weight_decay: float = 0.0,
         betas: Sequence[float] = (0.9, 0.95),
         freeze: Sequence[str] | None = None,
@@ -146,7 +147,7 @@ class SpeechDPO(PackedLineTask):
             return
         values = self._pair_summary("train", self.train_pairs)
         values |= {f"train/{name}": value for name, value in self.line_metrics.compute().items()}
-        values["train/lr"] = optimizer.param_groups[0]["lr"]
+        values["train/lr"] = base_rate(optimizer, self.lr)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True)
         self.log_dict(values)
         self.line_metrics.reset()

@@ -21,7 +21,7 @@ class SpeechSFT(PackedLineTask):
         model: The speech LLM.
         lr: Learning rate after the warm-up.
         min_lr: Learning rate at ``trainer.max_steps``.
-        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_steps: Optimizer steps of linear warm-up; below 1, that part of ``trainer.max_steps``.
         weight_decay: Of AdamW, on matrices only.
         betas: Of AdamW.
         text_weight: Weight of the text loss.
@@ -38,7 +38,7 @@ class SpeechSFT(PackedLineTask):
         model: SpeechLM,
         lr: float = 1e-4,
         min_lr: float = 1e-5,
-        warmup_steps: int = 100,
+        warmup_steps: float = 100,
         weight_decay: float = 0.01,
         betas: Sequence[float] = (0.9, 0.95),
         text_weight: float = 1.0,

@@ -28,7 +28,7 @@ class TextPretraining(PackedLineTask):
         model: The text LLM.
         lr: Learning rate after the warm-up.
         min_lr: Learning rate at ``trainer.max_steps``.
-        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_steps: Optimizer steps of linear warm-up; below 1, that part of ``trainer.max_steps``.
         weight_decay: Of AdamW, on matrices only.
         betas: Of AdamW.
         freeze: Modules or parameter patterns that are not trained.
@@ -43,7 +43,7 @@ class TextPretraining(PackedLineTask):
         model: Backbone,
         lr: float = 1e-3,
         min_lr: float = 1e-4,
-        warmup_steps: int = 100,
+        warmup_steps: float = 100,
         weight_decay: float = 0.01,
         betas: Sequence[float] = (0.9, 0.95),
         freeze: Sequence[str] | None = None,
