@@ -30,6 +30,7 @@ from fac_lightning.data import (
 )
 from fac_lightning.data.preference_rows import PairCollator
 from fac_lightning.data.preference_stream import share_pair_totals
+from fac_lightning.heads import FunAudioHead
 from fac_lightning.losses import (
     BCOLoss,
     DPOLoss,
@@ -45,6 +46,7 @@ from fac_lightning.losses import (
     TextStream,
     answer_logprobs,
 )
+from fac_lightning.replies import GroupEnd
 from fac_lightning.tasks import (
     FrozenReference,
     LoRAOffReference,
@@ -550,6 +552,23 @@ def test_frozen_parts_do_not_move(pairs, collate, tmp_path):
     fit(dpo(model, FrozenReference(), freeze=["encoder", "backbone"]), [collate(pairs)], tmp_path, 3, logger=False)
     still = {n.split(".")[0] for n, p in model.named_parameters() if torch.equal(p, before[n])}
     assert still == {"encoder", "backbone"}
+
+
+def test_the_released_head_and_rule_are_trained_like_any(world, build, tmp_path):
+    """It reads whole rows and says its lead-in, which counts in no answer."""
+    transformer = {
+        "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    head = FunAudioHead(16, 5, 32, transformer)
+    model = tiny_speech_lm(vocab_size=400, head=head)
+    data = build(reply=GroupEnd(5), train=str(world / "answer"))
+    own = {"default": settings(None, SeparateStreams())}
+    losses = moved(dpo(model, FrozenReference(), settings=own), data, tmp_path, 8)
+    assert losses[0] == pytest.approx(2 * LOG2, abs=1e-5)
+    assert losses[-1] < losses[0]
+    assert logged(tmp_path)[0]["train/kl/speech"] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_reference_of_another_model_is_told(pairs, collate, tmp_path):
