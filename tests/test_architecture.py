@@ -71,6 +71,13 @@ HOUSE: dict[str, Room] = {
     "interop": Room(TOOLS | PARTS | {"models", "generation", "merging"}, never=TRAINING),
     # The judge reads the dialogues it judges with; of `data` it knows the record and its reader alone.
     "evaluation": Room(TOOLS | BASES | {"generation", "data.dialogue"}, never=frozenset({"omegaconf"})),
+    # Pairs are made of dialogues and of the model's own answers: the records of `data`, no data module, and talking.
+    "preferences": Room(
+        TOOLS
+        | BASES
+        | {"generation", "data.codes", "data.dialogue", "data.distortions", "data.preference_pairs", "data.turn_codes"},
+        never=TRAINING,
+    ),
     "serving": Room(TOOLS | BASES | {"generation"}, never=TRAINING),
     "pipeline": Room(frozenset({"config"}), never=frozenset({"torch", "lightning", "lhotse", "transformers"})),
     "config": Room(frozenset(), only=frozenset({"omegaconf", "yaml"})),

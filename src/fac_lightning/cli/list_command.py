@@ -27,6 +27,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "synthesizers": ("Synthesizer",),
     "recognizers": ("Recognizer",),
     "evaluation": ("run",),
+    "preferences": ("CandidateSource", "ModelAnswers", "run"),
+    "data.distortions": ("Distortion",),
     "merging": ("MergeMethod", "run"),
     "losses": (),  # functions
 }

@@ -4,6 +4,7 @@ from fac_lightning.testing.adapter import check_adapter, check_fusion
 from fac_lightning.testing.backbone import check_backbone
 from fac_lightning.testing.detokenizer import check_detokenizer
 from fac_lightning.testing.dialogues import make_dialogues
+from fac_lightning.testing.distortion import check_distortion
 from fac_lightning.testing.encoder import check_encoder
 from fac_lightning.testing.head import check_head
 from fac_lightning.testing.tiny import FrameEncoder, tiny_backbone, tiny_batch, tiny_speech_lm
@@ -14,6 +15,7 @@ __all__ = [
     "check_adapter",
     "check_backbone",
     "check_detokenizer",
+    "check_distortion",
     "check_encoder",
     "check_fusion",
     "check_head",
