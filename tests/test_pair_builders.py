@@ -728,3 +728,16 @@ def test_the_command_makes_pairs_of_a_run(tmp_path, monkeypatch, world, capsys):
     assert "Did you mean 'limit'" in capsys.readouterr().err
     assert main(["pairs", str(tmp_path / "run"), "~families.robustness", "~families.stability"]) == 2
     assert "no family is left" in capsys.readouterr().err
+
+
+def test_every_builder_and_distortion_is_listed(capsys):
+    import fac_lightning.data.distortions as distortions
+    import fac_lightning.preferences as preferences
+
+    for room in (preferences, distortions):
+        name = room.__name__.removeprefix("fac_lightning.")
+        assert main(["list", name]) == 0
+        shown = capsys.readouterr().out
+        parts = [n for n in room.__all__ if n.endswith(("Pairs", "Candidates", "Noise", "Reverb", "Loss", "Limit"))]
+        assert len(parts) > 5
+        assert not [part for part in parts if f"{room.__name__}.{part}" not in shown]
