@@ -192,6 +192,22 @@ def test_interrupted_stage_continues_in_its_own_folder_and_earlier_artefacts_sta
     assert json.loads((bench.folder / "run" / "stages" / "one.json").read_text())["done"] is True
 
 
+def test_a_stage_that_was_killed_goes_on(bench):
+    bench.call(until="data")
+    path = bench.folder / "run" / "stages" / "data.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "done": False, "finished": ""}))
+    assert bench.look()["data"] == ("resume", "was cut off")
+
+
+def test_two_processes_do_not_work_on_one_run(bench):
+    def twice(stage):
+        Bench(bench.folder).call()
+
+    with pytest.raises(StageError, match=r"another process is at work on .*/run; wait for it, or take another folder"):
+        bench.call(twice)
+    assert bench.look()["data"][0] == "resume"
+
+
 def test_interrupted_stage_whose_recipe_changed_starts_afresh(bench):
     def broken(stage):
         bench.work(stage)

@@ -2,11 +2,12 @@
 
 import csv
 import json
+import subprocess
 
 import pytest
 
 import recipe_parts
-from fac_lightning.cli import main
+from fac_lightning.cli import main, run_command
 
 TRAIN = """
 seed: 1
@@ -105,6 +106,29 @@ def test_a_failure_is_told_with_its_stage_and_leaves_what_is_done(pipeline, tmp_
     error = capsys.readouterr().err.splitlines()
     assert error[0].startswith("fac: error: there are no weights at nowhere")
     assert error[1].startswith("stage 'llm' stopped after 0 s; done and kept: none.")
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_training_on_several_devices_has_a_process_of_its_own(pipeline, tmp_path, capsys, monkeypatch, code):
+    called, real = [], subprocess.run
+
+    def start(words, **options):
+        if words[0] == "git":
+            return real(words, **options)
+        called.append(words[1:])
+        assert main([*words[3:], "trainer.devices=1"]) == 0
+        return subprocess.CompletedProcess(words, code)
+
+    monkeypatch.setattr(run_command.subprocess, "run", start)
+    words = ["stages.llm.overrides.trainer.devices=2", "--until", "llm"]
+    assert main(["run", str(pipeline), *words]) == (2 if code else 0)
+    file = tmp_path / "run" / "stages" / "llm.yaml"
+    assert called == [["-m", "fac_lightning", "fit", str(file), "--resume"]]
+    if code:
+        assert f"the training of {file} ended with exit code 1; what it said stands" in capsys.readouterr().err
+    else:
+        provenance = json.loads((tmp_path / "run" / "llm" / "provenance.json").read_text())
+        assert provenance["recipe"]["trainer"]["devices"] == 2
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fac_lightning.cli.arguments import recipe_parser
-from fac_lightning.cli.build import load_run
+from fac_lightning.cli.build import load_run, run_folder
 from fac_lightning.cli.fit import fit
 from fac_lightning.cli.fit_command import print_result
 from fac_lightning.config import Recipe, UserError, ensure, find_recipe, instantiate, load, recipe_text
@@ -133,12 +135,16 @@ def run_stages(recipe: Recipe, chosen: Callable[[list[Any]], Collection[str]] | 
         )
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
 
+    folder = _pipeline_folder(recipe)
+
     def work(stage: Any) -> Any:
         one = Recipe(stage.file, stage.recipe)
-        return _plain(run_job(one) if one.tree.get("job") else _fit_stage(one))
+        if one.tree.get("job"):
+            return _plain(run_job(one))
+        return _fit_stage(one) if _one_device(one) else _fit_apart(one, folder / "stages" / f"{stage.name}.yaml")
 
     try:
-        return run_pipeline(stages, _pipeline_folder(recipe), work, tell, None if chosen is None else chosen(stages))
+        return run_pipeline(stages, folder, work, tell, None if chosen is None else chosen(stages))
     except StageError as error:
         raise UserError(f"{recipe.name}: {error}") from error
 
@@ -174,6 +180,27 @@ def _fit_stage(recipe: Recipe) -> dict[str, Any]:
     result = fit(recipe, resume=True)
     print_result(result)
     return {"folder": str(result.folder), "steps": result.steps, "metrics": result.metrics}
+
+
+def _one_device(recipe: Recipe) -> bool:
+    """Whether a training surely runs on one device."""
+    trainer = recipe.tree.get("trainer") or {}
+    devices = trainer.get("devices", "auto")
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    return trainer.get("num_nodes", 1) == 1 and (one or (devices == "auto" and trainer.get("accelerator") == "cpu"))
+
+
+def _fit_apart(recipe: Recipe, file: Path) -> dict[str, Any]:
+    """Train in a process of its own.
+
+    Lightning starts its command again for every further device, and what it sets up between them ends with them.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(recipe_text(recipe), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "fac_lightning", "fit", str(file), "--resume"], check=False)
+    if done.returncode:
+        raise UserError(f"the training of {file} ended with exit code {done.returncode}; what it said stands above")
+    return {"folder": str(run_folder(recipe))}
 
 
 def _pipeline_folder(recipe: Recipe) -> Path:

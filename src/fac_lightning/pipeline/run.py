@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -91,23 +93,38 @@ def run_pipeline(
         State of each stage that is done, by name.
 
     Raises:
-        StageError: As :func:`preview`.
+        StageError: As :func:`preview`, or another process is at work on the same run.
         Exception: What a stage raised, with a note that names it; what is done stays done.
     """
     preview(stages, run_folder, chosen)  # what cannot work is told before anything runs
-    desk = _Desk(stages, run_folder, chosen)
-    keys: dict[str, str] = {}
-    for stage in stages:
-        decision, origin = desk.decide(stage, keys, mark)
-        progress(stage, decision.action, decision.why)
-        if decision.action == "restore":
-            desk.restore(stage, origin)
-        elif decision.action in ("start", "resume"):
-            _work(desk, stage, origin, decision.action == "resume", run_stage, progress)
-        state = desk.states[stage.name]
-        if state is not None:
-            keys[stage.name] = state.key
+    with _alone(Path(run_folder)):
+        desk = _Desk(stages, run_folder, chosen)
+        keys: dict[str, str] = {}
+        for stage in stages:
+            decision, origin = desk.decide(stage, keys, mark)
+            progress(stage, decision.action, decision.why)
+            if decision.action == "restore":
+                desk.restore(stage, origin)
+            elif decision.action in ("start", "resume"):
+                _work(desk, stage, origin, decision.action == "resume", run_stage, progress)
+            state = desk.states[stage.name]
+            if state is not None:
+                keys[stage.name] = state.key
     return {name: state for name, state in desk.states.items() if state is not None and state.done}
+
+
+@contextmanager
+def _alone(run_folder: Path) -> Iterator[None]:
+    """Hold the run: two processes in the same folders would write over each other."""
+    (run_folder / "stages").mkdir(parents=True, exist_ok=True)
+    with open(run_folder / "stages" / ".lock", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(
+                f"another process is at work on {run_folder}; wait for it, or take another folder"
+            ) from None
+        yield
 
 
 class _Desk:
@@ -171,7 +188,7 @@ class _Desk:
         if changed:
             return "start", changed
         if not state.done:
-            return "resume", f"stopped after {state.seconds:.0f} s{f': {state.error}' if state.error else ''}"
+            return "resume", f"stopped after {state.seconds:.0f} s: {state.error}" if state.error else "was cut off"
         if not self.left(stage):
             return "start", f"{stage.out} {'is not what was left there' if stage.out.exists() else 'is gone'}"
         return "skip", f"{state.finished[:16].replace('T', ' ')}, {state.seconds:.0f} s"
