@@ -20,6 +20,7 @@ TOOLS = frozenset(
     {
         "hf_packed",
         "packed",
+        "patterns",
         "prompts",
         "replies",
         "resampling",
@@ -58,11 +59,12 @@ HOUSE: dict[str, Room] = {
     "weights": Room(frozenset(), never=TRAINING),
     "resampling": Room(frozenset(), never=TRAINING | {"torch"}),
     "wer": Room(frozenset(), never=TRAINING | {"torch"}),
+    "patterns": Room(frozenset(), only=frozenset()),
     **dict.fromkeys(PARTS, PART),
     # Heads and models select rows and go through the vocabulary in chunks: pure functions of `losses`.
     "heads": Room(TOOLS | {"losses"}, never=TRAINING),
     "losses": Room(frozenset({"types"}), only=frozenset({"torch"})),
-    "merging": Room(frozenset({"types", "weights"}), never=TRAINING | {"transformers"}),
+    "merging": Room(frozenset({"patterns", "types", "weights"}), never=TRAINING | {"transformers"}),
     "models": Room(TOOLS | BASES | {"losses"}, never=TRAINING),
     "tasks": Room(TOOLS | BASES | {"models", "losses"}, never=frozenset({"lhotse", "omegaconf"})),
     "data": Room(TOOLS | BASES, never=frozenset({"omegaconf"})),

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from fac_lightning.data.packing import share_totals
+from fac_lightning.patterns import match_names
 from fac_lightning.tasks import SpeechSFT, TextPretraining
 from fac_lightning.tasks.metrics import LineMetrics, StreamMetrics
 from fac_lightning.tasks.optimization import (
     cosine_with_warmup,
-    match_parameters,
     parameter_groups,
     parameter_table,
     warmup_count,
@@ -295,7 +295,7 @@ def test_frozen_parts_do_not_move_and_stay_in_eval_mode(lines, tmp_path):
         ({"freeze": ["backbon"]}, "freeze: 'backbon' matches no parameter; did you mean backbone"),
         (
             {"lr_factors": {"haed": 0.1}},
-            r"lr_factors .*'haed' matches no parameter; did you mean head.* Slots: backbone, ",
+            r"lr_factors .*'haed' matches no parameter; did you mean head.* They begin with: backbone, ",
         ),
         ({"lr_factors": {"head": 0.1}, "freeze": ["head"]}, "'head' matches no parameter"),
         ({"freeze": ["*"]}, r"freeze \['\*'\] leaves nothing to train"),
@@ -319,14 +319,14 @@ def test_senseless_rates_are_refused(lines, tmp_path):
 
 def test_patterns_mean_slots_modules_parameters_and_wildcards():
     names = ["a.b.weight", "a.b.bias", "a.c.weight", "ab.weight"]
-    found = match_parameters(["a", "a.b", "*.weight", "ab.weight"], names, "x")
+    found = match_names(["a", "a.b", "*.weight", "ab.weight"], names, "x")
     assert found["a"] == names[:3]
     assert found["a.b"] == names[:2]
     assert found["*.weight"] == [names[0], names[2], names[3]]
     assert found["ab.weight"] == [names[3]]
-    assert match_parameters(["mel"], names, "x", modules=["mel"]) == {"mel": []}
-    with pytest.raises(ValueError, match="x: 'mel' matches no parameter; Slots: a, ab"):
-        match_parameters(["mel"], names, "x")
+    assert match_names(["mel"], names, "x", "parameter", empty=["mel"]) == {"mel": []}
+    with pytest.raises(ValueError, match="x: 'mel' matches no parameter; They begin with: a, ab"):
+        match_names(["mel"], names, "x", "parameter")
 
 
 def test_groups_decay_matrices_only_and_scale_rates():

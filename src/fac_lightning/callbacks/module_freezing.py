@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from fac_lightning.merging.patterns import match_names
+from fac_lightning.patterns import match_names
 
 __all__ = ["ModuleFreezing"]
 

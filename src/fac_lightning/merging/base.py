@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fac_lightning.merging.mean import weighted_mean
-from fac_lightning.merging.patterns import matches
+from fac_lightning.patterns import matches
 
 __all__ = ["MergeMethod"]
 

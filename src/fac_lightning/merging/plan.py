@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 
 from fac_lightning.merging.base import MergeMethod
-from fac_lightning.merging.patterns import match_names, matches
 from fac_lightning.merging.prefix import bridge_names
 from fac_lightning.merging.source import TensorSource, TensorSpec, pieces
+from fac_lightning.patterns import match_names, matches
 from fac_lightning.weights import CheckpointError
 
 __all__ = ["GROWING", "MergePlan", "PlannedTensor", "Rule", "plan_merge"]

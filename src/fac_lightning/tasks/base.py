@@ -12,11 +12,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from fac_lightning.patterns import match_names
 from fac_lightning.tasks.metrics import LineMetrics, StreamMetrics
 from fac_lightning.tasks.optimization import (
     base_rate,
     cosine_with_warmup,
-    match_parameters,
     parameter_groups,
     parameter_table,
     silent_modules,
@@ -46,7 +46,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
         betas: Of AdamW.
         text_weight: Weight of the text loss.
         speech_weight: Weight of the speech loss.
-        freeze: Slots, modules or patterns of parameters that are not trained; see ``match_parameters``. Modules
+        freeze: Slots, modules or patterns of parameters that are not trained; see ``fac_lightning.patterns``. Modules
             in which nothing is trained stay in eval mode, and keep nothing for a backward pass unless something
             trained lies in front of them.
         lr_factors: Slots, modules or patterns -> factor on the learning rate.
@@ -140,7 +140,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
         # under all its names: a tensor that two slots share is frozen with either
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         modules = [name for name, _ in self.model.named_modules()]
-        matched = match_parameters(self.freeze_patterns, list(parameters), "freeze", modules)
+        matched = match_names(self.freeze_patterns, list(parameters), "freeze", "parameter", modules)
         chosen = {id(parameters[name]): parameters[name] for found in matched.values() for name in found}
         self._frozen = [parameter for parameter in chosen.values() if parameter.requires_grad]
         for parameter in self._frozen:

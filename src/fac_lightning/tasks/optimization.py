@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from fac_lightning.patterns import match_names, matches
+
 __all__ = [
     "base_rate",
     "cosine_with_warmup",
-    "match_parameters",
     "parameter_groups",
     "parameter_table",
     "silent_modules",
@@ -61,39 +60,10 @@ def silent_modules(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]
     asked = list(patterns)
     found = []
     for name, module in model.named_modules():
-        wanted = any(name == p or name.startswith(f"{p}.") or fnmatchcase(name, p) for p in asked)
+        wanted = any(matches(p, name) for p in asked)
         trainable = [parameter.requires_grad for parameter in module.parameters()]
         if not any(trainable) and (trainable or wanted):
             found.append(module)
-    return found
-
-
-def match_parameters(
-    patterns: Iterable[str], names: Sequence[str], purpose: str, modules: Iterable[str] = ()
-) -> dict[str, list[str]]:
-    """Parameter names that each pattern means.
-
-    A pattern is a slot or any module (``backbone``, ``head.transformer``), a parameter, or has wildcards
-    (``backbone.*.bias``).
-
-    Args:
-        patterns: What is asked for.
-        names: Parameter names.
-        purpose: Which option asks; begins the message.
-        modules: Names of modules that may be asked for although they have no parameter.
-
-    Raises:
-        ValueError: A pattern means nothing; the message lists names that look like it.
-    """
-    found, empty = {}, set(modules)
-    for pattern in patterns:
-        found[pattern] = [n for n in names if n.startswith(pattern + ".") or fnmatchcase(n, pattern)]
-        if not found[pattern] and pattern not in empty:
-            parents = {n[:i] for n in names for i, c in enumerate(n) if c == "."}
-            near = get_close_matches(pattern, [*sorted(parents), *names], n=3, cutoff=0.4)
-            slots = sorted({n.split(".")[0] for n in names})
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise ValueError(f"{purpose}: {pattern!r} matches no parameter; {hint}Slots: {', '.join(slots)}")
     return found
 
 
@@ -106,13 +76,13 @@ def parameter_groups(
         parameters: Trainable parameters by name.
         lr: Learning rate where no factor is given.
         weight_decay: Of parameters with two dimensions or more.
-        lr_factors: Pattern (see ``match_parameters``) -> factor on ``lr``; the first pattern that matches counts.
+        lr_factors: Pattern (see ``fac_lightning.patterns``) -> factor on ``lr``; the first pattern that matches counts.
     """
     factors: dict[str, float] = {}
     negative = [pattern for pattern, factor in lr_factors.items() if factor < 0]
     if negative:
         raise ValueError(f"lr_factors: {negative[0]!r} is {lr_factors[negative[0]]}; a factor is 0 or above")
-    matched = match_parameters(lr_factors, list(parameters), "lr_factors (among what is trained)")
+    matched = match_names(lr_factors, list(parameters), "lr_factors (among what is trained)", "parameter")
     for pattern, names in matched.items():
         for name in names:
             factors.setdefault(name, lr_factors[pattern])

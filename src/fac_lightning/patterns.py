@@ -1,4 +1,4 @@
-"""Patterns of tensor names: a module, a tensor, or a name with wildcards."""
+"""Patterns of tensor names: a slot or module, a tensor, or a name with wildcards (``backbone.*.bias``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def match_names(
-    patterns: Iterable[str], names: Sequence[str], purpose: str, what: str = "tensor"
+    patterns: Iterable[str], names: Sequence[str], purpose: str, what: str = "tensor", empty: Iterable[str] = ()
 ) -> dict[str, list[str]]:
     """Names that each pattern means.
 
@@ -24,14 +24,15 @@ def match_names(
         names: Among which.
         purpose: Which option asks; begins the message.
         what: What ``names`` are; stands in the message.
+        empty: Names of modules that may be asked for although they hold nothing.
 
     Raises:
         ValueError: A pattern means nothing; the message lists names that look like it.
     """
-    found = {}
+    found, allowed = {}, set(empty)
     for pattern in patterns:
         found[pattern] = [name for name in names if matches(pattern, name)]
-        if not found[pattern]:
+        if not found[pattern] and pattern not in allowed:
             parents = {name[:i] for name in names for i, char in enumerate(name) if char == "."}
             near = get_close_matches(pattern, [*sorted(parents), *names], n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
