@@ -33,12 +33,14 @@ class Seen(SpeechSFT):
     validation_step = lightning.LightningModule.validation_step  # none: Lightning would ask for its data
 
 
-def test_half_precision_trains_and_leaves_waveforms_alone(tmp_path):
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_trains_with_clipping_and_leaves_waveforms_alone(tmp_path, precision):
     model = tiny_speech_lm()
     batch, task = tiny_batch(model), Seen(model, lr=1e-2, min_lr=0.0, warmup_steps=1)
     trainer = lightning.Trainer(
         max_steps=2,
-        precision="bf16-true",
+        precision=precision,
+        gradient_clip_val=1.0,
         accelerator="cpu",
         default_root_dir=tmp_path,
         logger=False,
@@ -49,7 +51,7 @@ def test_half_precision_trains_and_leaves_waveforms_alone(tmp_path):
     before = task.model.backbone.output_weight.clone()
     trainer.fit(task, Loader(batch))
     after = task.model.backbone.output_weight
-    assert after.dtype == torch.bfloat16
+    assert after.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
     assert not torch.equal(before.to(after.dtype), after)
     assert batch.audio.audio.numel()
     assert torch.equal(task.arrived.audio.audio, batch.audio.audio)

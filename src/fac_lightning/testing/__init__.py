@@ -6,6 +6,7 @@ from fac_lightning.testing.detokenizer import check_detokenizer
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.testing.distortion import check_distortion
 from fac_lightning.testing.encoder import check_encoder
+from fac_lightning.testing.fun_audio_chat import make_fun_audio_chat
 from fac_lightning.testing.head import check_head
 from fac_lightning.testing.tiny import FrameEncoder, tiny_backbone, tiny_batch, tiny_speech_lm
 from fac_lightning.testing.tokenizer import check_tokenizer
@@ -21,6 +22,7 @@ __all__ = [
     "check_head",
     "check_tokenizer",
     "make_dialogues",
+    "make_fun_audio_chat",
     "tiny_backbone",
     "tiny_batch",
     "tiny_speech_lm",
