@@ -52,7 +52,7 @@ def _version(package: str) -> str:
 
 def _command_line() -> list[str]:
     program = Path(sys.argv[0]).name
-    start = ["python", "-m", "fac_lightning"] if program == "__main__.py" else [program]
+    start = ["python", "-m", Path(sys.argv[0]).parent.name] if program == "__main__.py" else [program]
     return [*start, *sys.argv[1:]]
 
 
