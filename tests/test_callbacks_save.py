@@ -14,7 +14,7 @@ from recipe_parts import Adapter, Model
 
 @pytest.fixture
 def trainer(tmp_path):
-    return SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path))
+    return SimpleNamespace(strategy=None, is_global_zero=True, default_root_dir=str(tmp_path))
 
 
 def model(group_size: int = 5) -> Model:
@@ -76,3 +76,13 @@ def test_no_weights_say_where(tmp_path):
 def test_a_task_without_model_is_refused(trainer):
     with pytest.raises(ValueError, match="but SimpleNamespace has no such module"):
         SaveWeights().on_fit_end(trainer, SimpleNamespace())
+
+
+def test_weights_that_are_spread_over_processes_are_not_written_in_part(tmp_path):
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    trainer = SimpleNamespace(strategy=ModelParallelStrategy(), is_global_zero=True, default_root_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match=r"ModelParallelStrategy spreads .* model.safetensors will not be written"):
+        SaveWeights().on_fit_start(trainer, None)
+    SaveWeights().on_fit_end(trainer, None)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
@@ -19,12 +21,21 @@ class SaveWeights(Callback):
     """Write ``model.safetensors`` into the run folder when training has ended.
 
     It holds ``pl_module.model`` without optimizer, so it can be shared and is read without unpickling anything.
-    A tensor that two modules share is written once.
+    A tensor that two modules share is written once. Where a strategy spreads the weights over processes (FSDP, tensor
+    parallel, DeepSpeed's stage 3) no process holds them whole: nothing is written, and a warning says so at the start.
     """
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Say so early when there will be no file."""
+        if spreads_weights(trainer.strategy):
+            rank_zero_warn(
+                f"{type(trainer.strategy).__name__} spreads the weights over processes, so {WEIGHTS_FILE} will not be "
+                "written: they stay in the checkpoints. With ddp or deepspeed_stage_2 it is written"
+            )
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write beside and rename: the file is the old one or the new one, never half of one."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or spreads_weights(trainer.strategy):
             return
         model = getattr(pl_module, "model", None)
         if not isinstance(model, nn.Module):
@@ -36,6 +47,13 @@ class SaveWeights(Callback):
         draft = path.with_name(f".{path.name}.part")
         save_model(model, str(draft), metadata={"format": "pt"})
         draft.replace(path)
+
+
+def spreads_weights(strategy: Strategy) -> bool:
+    """Whether no process holds the whole weights."""
+    if isinstance(strategy, DeepSpeedStrategy):
+        return bool(strategy.zero_stage_3)
+    return isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,8 @@ class _Call:
                 on = on & ~closed
             self.tokens = torch.cat([self.tokens, token[:, None]], 1)
             self._stream(token)
+            if self.options.streamer is not None and self.speech is not None and bool(self.speech.kept[-1].any()):
+                self._stream(self.speech.groups[-1])
             finished = ended
             if bool(finished.all()):
                 break

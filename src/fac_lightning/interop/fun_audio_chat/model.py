@@ -204,7 +204,8 @@ class FunAudioChat(nn.Module):
                 :class:`SpeechPolicy`.
             generate_kwargs: Inputs of ``forward`` (but labels), and of transformers' ``generate``: ``max_new_tokens``,
                 ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``repetition_penalty``, ``bad_words_ids``,
-                ``eos_token_id``, ``pad_token_id``, ``streamer``, ``seed``.
+                ``eos_token_id``, ``pad_token_id``, ``seed``, ``streamer`` (its ``put`` gets the prompt ``(B, L)``, then
+                at each position tokens ``(B,)`` and, while anyone speaks, groups of codes ``(B, k)``).
 
         Raises:
             ValueError: An argument is not known, or the batch is padded on the right.
