@@ -5,27 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
-import torch
-from lightning.pytorch.callbacks import Timer
 
 from fac_lightning.data.corpus import Corpus
 from fac_lightning.data.mode_schedule import ModeSchedule
-from fac_lightning.data.packing import Budget, pack_lines
-from fac_lightning.data.stream import FixedLines, LineStream, ResumingLoader, stream_rows
-from fac_lightning.data.text import CachedChatFormat
-from fac_lightning.prompts import ChatFormat
+from fac_lightning.data.packed_module import PackedDataModule
+from fac_lightning.data.packing import pack_lines
+from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
 from fac_lightning.replies import ReplyRule, reply_rule
-from fac_lightning.text_tokenizer import load_text_tokenizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
-from fac_lightning.types import SpeechGeometry, SpeechTextBatch, to_device
+from fac_lightning.types import SpeechGeometry, SpeechTextBatch
 
 __all__ = ["SpeechChatDataModule"]
 
@@ -35,7 +28,7 @@ MAX_LEFT_OUT = 0.05  # share of dialogues that may fit no line before setup refu
 MAX_COUNTED = 20_000  # dialogues laid out beforehand to count those left out
 
 
-class SpeechChatDataModule(lightning.LightningDataModule):
+class SpeechChatDataModule(PackedDataModule):
     """Spoken and written dialogues, packed without padding.
 
     Training is one endless stream (set ``max_steps``), seeded, shuffled anew every epoch, and split over ranks and
@@ -65,7 +58,8 @@ class SpeechChatDataModule(lightning.LightningDataModule):
             Validation takes the weights that it ends with.
     """
 
-    prepare_data_per_node = False
+    batch_type = SpeechTextBatch
+    unit = "dialogues"
 
     def __init__(
         self,
@@ -88,38 +82,24 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         reply: ReplyRule | None = None,
         mode_schedule: ModeSchedule | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            text_tokenizer,
+            capacity,
+            max_audio_seconds,
+            max_speech_tokens,
+            look_ahead,
+            seed,
+            num_workers,
+            validates=val is not None,
+        )
         self.train_paths = [train] if isinstance(train, str) else list(train)
-        self.val_path, self.text_tokenizer, self.tokenizer, self.geometry = val, text_tokenizer, tokenizer, geometry
+        self.val_path, self.tokenizer, self.geometry = val, tokenizer, geometry
         self.modes = dict(modes) if modes else {"S2M": 1.0}
         self.mode_schedule = mode_schedule
-        self.budget = Budget(
-            capacity,
-            float("inf") if max_audio_seconds is None else max_audio_seconds,
-            float("inf") if max_speech_tokens is None else max_speech_tokens,
-        )
-        if look_ahead < 1:
-            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}; it counts lines kept open in packing")
-        self.reply, self.system_prompts, self.seed = reply_rule(lead_in, reply), system_prompts, seed
-        self.num_workers, self.val_lines, self.look_ahead = num_workers, val_lines, look_ahead
-        self.cache_audio = cache_audio
+        self.reply, self.system_prompts = reply_rule(lead_in, reply), system_prompts
+        self.val_lines, self.cache_audio = val_lines, cache_audio
         self.train_corpus: Corpus | None = None
         self.val_corpus: Corpus | None = None
-        if val is None:  # for Lightning the hook is then not there, and no empty validation runs
-            self.val_dataloader = None  # type: ignore[assignment, method-assign]
-
-    @cached_property
-    def chat(self) -> ChatFormat:
-        """Chat format over the text tokenizer, which is loaded at the first use."""
-        return CachedChatFormat(load_text_tokenizer(self.text_tokenizer))
-
-    def save_text_tokenizer(self, folder: str | Path) -> None:
-        """Write a copy of the text tokenizer, special tokens included."""
-        self.chat.tokenizer.save_pretrained(str(folder))  # type: ignore[attr-defined]
-
-    def prepare_data(self) -> None:
-        """Make the missing speech codes, on one process."""
-        self.setup("prepare")
 
     def setup(self, stage: str) -> None:
         """Read the manifests; count, log and, above a share, refuse dialogues that fit no line."""
@@ -129,44 +109,11 @@ class SpeechChatDataModule(lightning.LightningDataModule):
         if self.val_corpus is None and self.val_path is not None:
             self.val_corpus = self._corpus([self.val_path], (math.inf,))
 
-    def train_dataloader(self) -> Any:
-        """Endless loader of packed lines.
-
-        Raises:
-            ValueError: Nothing would end the training.
-        """
-        trainer = self.trainer
-        if trainer is not None and isinstance(trainer.limit_train_batches, float):
-            timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-            if trainer.max_steps == -1 and not timed:
-                raise ValueError("the training stream has no end; set trainer.max_steps")
-            if self.val_corpus is not None and trainer.val_check_interval == 1.0 and trainer.limit_val_batches:
-                log.warning(
-                    "Validation never runs: an endless stream has no end of epoch to validate at. Set "
-                    "trainer.val_check_interval to a number of batches and trainer.check_val_every_n_epoch to null."
-                )
-        return ResumingLoader(self, self._stream, self.num_workers)
-
     def val_dataloader(self) -> Any:
         """Loader of one pass over the validation lines."""
         assert self.val_corpus is not None
         shard, shards = self._shard()
         return FixedLines(self.val_corpus, self.budget, self.seed, self.look_ahead, self.val_lines, shard, shards)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the training stream depends on; the place in it is Lightning's own count of batches."""
-        return {"stream": self._stream_settings()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Say so when the stream is not the one that the checkpoint saw: its dialogues then repeat or are skipped."""
-        now, then = self._stream_settings(), state_dict["stream"]
-        changed = sorted(key for key in now if now[key] != then.get(key))
-        if changed:
-            log.warning(
-                "The training stream differs from that of the checkpoint in %s: it goes on at the same number of "
-                "lines, but not with the same dialogues.",
-                ", ".join(f"{key} ({then.get(key)} -> {now[key]})" for key in changed),
-            )
 
     def _stream(self, window: int, shard: int, num_shards: int, skip: int) -> LineStream:
         assert self.train_corpus is not None
@@ -175,24 +122,13 @@ class SpeechChatDataModule(lightning.LightningDataModule):
     def _stream_settings(self) -> dict[str, Any]:
         items = self.train_corpus.items if self.train_corpus is not None else []
         names = blake2b("\n".join(item.id for item in items).encode(), digest_size=8).hexdigest()
-        trainer, schedule = self.trainer, self.mode_schedule
+        schedule = self.mode_schedule
         return {
             "dialogues": names,
             "modes": self.modes if schedule is None else f"{self.modes} by {schedule}",
-            "budget": str(self.budget),
-            "look_ahead": self.look_ahead,
             "reply": str(self.reply),
-            "seed": self.seed,
-            "num_workers": max(1, self.num_workers),
-            "world_size": self._shard()[1],
-            "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
+            **self._shared_settings(),
         }
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Packed lines by ``types.to_device``; anything else as Lightning does."""
-        if isinstance(batch, SpeechTextBatch):
-            return to_device(batch, device)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Counts per split: dialogues, turns, hours, rows of each mode in one epoch, mean fill of the lines.
@@ -262,7 +198,3 @@ class SpeechChatDataModule(lightning.LightningDataModule):
                 self.reply,
                 sum(lost),
             )
-
-    def _shard(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
-import torch
-from lightning.pytorch.callbacks import Timer
 
-from fac_lightning.data.packing import Budget, pack_lines
+from fac_lightning.data.packed_module import PackedDataModule
+from fac_lightning.data.packing import pack_lines
 from fac_lightning.data.preference_corpus import PairCorpus
 from fac_lightning.data.preference_rows import PairCollator
 from fac_lightning.data.preference_stream import FixedPairs, PairStream, stream_pairs, task_shares
 from fac_lightning.data.reference_store import ReferenceStore
-from fac_lightning.data.stream import ResumingLoader
-from fac_lightning.data.text import CachedChatFormat
-from fac_lightning.prompts import ChatFormat
 from fac_lightning.replies import ReplyRule, reply_rule
-from fac_lightning.text_tokenizer import load_text_tokenizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
-from fac_lightning.types import AnswerSums, PreferenceBatch, SpeechGeometry, to_device
+from fac_lightning.types import AnswerSums, PreferenceBatch, SpeechGeometry
 
 __all__ = ["PreferenceDataModule"]
 
@@ -35,7 +28,7 @@ log = logging.getLogger(__name__)
 MAX_LEFT_OUT = 0.05  # share of pairs that may fit no line before setup refuses
 
 
-class PreferenceDataModule(lightning.LightningDataModule):
+class PreferenceDataModule(PackedDataModule):
     """Pairs of a chosen and a rejected answer, packed without padding.
 
     Training is one endless stream (set ``max_steps``), seeded: a task is drawn, then its next pair, shuffled anew
@@ -69,7 +62,8 @@ class PreferenceDataModule(lightning.LightningDataModule):
         cache_audio: Keep the users' waveforms in memory once read.
     """
 
-    prepare_data_per_node = False
+    batch_type = PreferenceBatch
+    unit = "pairs"
 
     def __init__(
         self,
@@ -95,38 +89,24 @@ class PreferenceDataModule(lightning.LightningDataModule):
         look_ahead: int = 16,
         cache_audio: bool = True,
     ) -> None:
-        super().__init__()
-        self.train_paths = [train] if isinstance(train, str) else list(train)
-        self.val_path, self.text_tokenizer, self.tokenizer, self.geometry = val, text_tokenizer, tokenizer, geometry
-        self.mode, self.temperature, self.reference = mode, temperature, reference
-        self.budget = Budget(
+        super().__init__(
+            text_tokenizer,
             capacity,
-            float("inf") if max_audio_seconds is None else max_audio_seconds,
-            float("inf") if max_speech_tokens is None else max_speech_tokens,
+            max_audio_seconds,
+            max_speech_tokens,
+            look_ahead,
+            seed,
+            num_workers,
+            validates=val is not None,
         )
-        if look_ahead < 1:
-            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}; it counts lines kept open in packing")
+        self.train_paths = [train] if isinstance(train, str) else list(train)
+        self.val_path, self.tokenizer, self.geometry = val, tokenizer, geometry
+        self.mode, self.temperature, self.reference = mode, temperature, reference
         self.reply, self.sil_weight, self.share_prompt = reply_rule(lead_in, reply), sil_weight, share_prompt
-        self.system_prompts, self.seed, self.num_workers = system_prompts, seed, num_workers
-        self.val_lines, self.look_ahead, self.cache_audio = val_lines, look_ahead, cache_audio
+        self.system_prompts, self.val_lines, self.cache_audio = system_prompts, val_lines, cache_audio
         self.train_corpus: PairCorpus | None = None
         self.val_corpus: PairCorpus | None = None
         self._stored: ReferenceStore | None = None
-        if val is None:  # for Lightning the hook is then not there, and no empty validation runs
-            self.val_dataloader = None  # type: ignore[assignment, method-assign]
-
-    @cached_property
-    def chat(self) -> ChatFormat:
-        """Chat format over the text tokenizer, which is loaded at the first use."""
-        return CachedChatFormat(load_text_tokenizer(self.text_tokenizer))
-
-    def save_text_tokenizer(self, folder: str | Path) -> None:
-        """Write a copy of the text tokenizer, special tokens included."""
-        self.chat.tokenizer.save_pretrained(str(folder))  # type: ignore[attr-defined]
-
-    def prepare_data(self) -> None:
-        """Make the missing speech codes, on one process."""
-        self.setup("prepare")
 
     def setup(self, stage: str) -> None:
         """Read the manifests; count, log and, above a share, refuse pairs that fit no line.
@@ -140,19 +120,6 @@ class PreferenceDataModule(lightning.LightningDataModule):
             self.train_corpus = self._corpus(self.train_paths)
         if self.val_corpus is None and self.val_path is not None:
             self.val_corpus = self._corpus([self.val_path])
-
-    def train_dataloader(self) -> Any:
-        """Endless loader of packed lines.
-
-        Raises:
-            ValueError: Nothing would end the training.
-        """
-        trainer = self.trainer
-        if trainer is not None and isinstance(trainer.limit_train_batches, float):
-            timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-            if trainer.max_steps == -1 and not timed:
-                raise ValueError("the training stream has no end; set trainer.max_steps")
-        return ResumingLoader(self, self._stream, self.num_workers)
 
     def val_dataloader(self) -> Any:
         """Loader of one pass over the validation lines."""
@@ -169,27 +136,6 @@ class PreferenceDataModule(lightning.LightningDataModule):
         """Store log-probabilities ``(2, P)`` of all pairs, in the order of ``every_pair``; returns the file."""
         pairs = [pair for lines in self._all_lines() for line in lines.lines for pair in line]
         return ReferenceStore.save(path, pairs, sums)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the training stream depends on; the place in it is Lightning's own count of batches."""
-        return {"stream": self._stream_settings()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Say so when the stream is not the one that the checkpoint saw: its pairs then repeat or are skipped."""
-        now, then = self._stream_settings(), state_dict["stream"]
-        changed = sorted(key for key in now if now[key] != then.get(key))
-        if changed:
-            log.warning(
-                "The training stream differs from that of the checkpoint in %s: it goes on at the same number of "
-                "lines, but not with the same pairs.",
-                ", ".join(f"{key} ({then.get(key)} -> {now[key]})" for key in changed),
-            )
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Lines of pairs by ``types.to_device``; anything else as Lightning does."""
-        if isinstance(batch, PreferenceBatch):
-            return to_device(batch, device)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Per split: pairs and share of each task, mean fill of the lines."""
@@ -228,19 +174,13 @@ class PreferenceDataModule(lightning.LightningDataModule):
     def _stream_settings(self) -> dict[str, Any]:
         pairs = self.train_corpus.pairs if self.train_corpus is not None else []
         names = blake2b("\n".join(pair.id for _, pair in pairs).encode(), digest_size=8).hexdigest()
-        trainer = self.trainer
         return {
             "pairs": names,
             "mode": self.mode,
             "temperature": self.temperature,
-            "budget": str(self.budget),
-            "look_ahead": self.look_ahead,
             "reply": str(self.reply),
             "share_prompt": self.share_prompt,
-            "seed": self.seed,
-            "num_workers": max(1, self.num_workers),
-            "world_size": self._shard()[1],
-            "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
+            **self._shared_settings(),
         }
 
     def _all_lines(self) -> list[FixedPairs]:
@@ -273,7 +213,3 @@ class PreferenceDataModule(lightning.LightningDataModule):
         if self._stored is not None:
             self._stored([pair for pair in pairs if self.budget.fits(pair)])  # says which is missing
         return corpus
-
-    def _shard(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
