@@ -50,6 +50,17 @@ def test_values_can_be_changed_on_the_command_line(tmp_path):
     assert [name for name in stages if name.startswith("sft")] == ["sft-k3-seed1"]
 
 
+def test_what_goes_with_a_value_stands_beside_it(tmp_path):
+    text = PIPELINE.replace("{k: [1, 5], seed: [0, 1]}", "{k: {1: {frames: 2}, 5: {frames: 10}}, seed: [1]}")
+    text = text.replace(
+        'vars: {group_size: "${each.k}"}', 'vars: {group_size: "${each.k}", frames: "${each.k.frames}"}'
+    )
+    stages = compose(tmp_path, text).tree["stages"]
+    assert [name for name in stages if name.startswith("sft")] == ["sft-k1-seed1", "sft-k5-seed1"]
+    assert stages["sft-k5-seed1"]["overrides"]["vars"] == {"group_size": 5, "frames": 10}
+    assert stages["sft-k5-seed1"]["init_from"] == "align-seed1"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

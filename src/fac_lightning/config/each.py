@@ -1,7 +1,9 @@
 """One stage of a pipeline for each of several values: ``each: {k: [1, 5], seed: [0, 1]}`` makes four.
 
-``${each.k}`` in such a stage stands for the value. The stages are called ``<name>-k1-seed0`` and so on. Another stage
-that names ``<name>`` in ``after`` or ``init_from`` means those that agree with it in the names that both have.
+``${each.k}`` in such a stage stands for the value. What goes with a value may stand beside it,
+``each: {k: {1: {frames: 2}, 5: {frames: 10}}}``, and is called ``${each.k.frames}``. The stages are called
+``<name>-k1-seed0`` and so on. Another stage that names ``<name>`` in ``after`` or ``init_from`` means those that agree
+with it in the names that both have.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from fac_lightning.config.errors import Problem, did_you_mean
 
 __all__ = ["expand_stages"]
 
-_MARK = re.compile(r"\$\{each\.([A-Za-z_]\w*)\}")
+_MARK = re.compile(r"\$\{each\.([A-Za-z_]\w*(?:\.\w+)?)\}")
 
-Choice = dict[str, Any]
+Choice = dict[str, Any]  # name -> value, and name.detail -> what goes with it
 
 
 def expand_stages(tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -43,16 +45,22 @@ def _choices(name: str, node: Any, problems: list[Problem]) -> list[Choice]:
     each = node.get("each") if isinstance(node, Mapping) else None
     if each is None:
         return [{}]
-    if not isinstance(each, Mapping) or not each or not all(isinstance(v, list) and v for v in each.values()):
-        problems.append(
-            Problem(f"stages.{name}.each", str(each), ("takes names with lists of values: {seed: [0, 1, 2]}.",))
-        )
+    if not isinstance(each, Mapping) or not each or not all(isinstance(v, list | Mapping) and v for v in each.values()):
+        reason = "takes names with lists of values: {seed: [0, 1, 2]}."
+        problems.append(Problem(f"stages.{name}.each", str(each), (reason,)))
         return [{}]
-    return [dict(zip(map(str, each), values, strict=True)) for values in product(*each.values())]
+    found = []
+    for values in product(*each.values()):
+        choice: Choice = dict(zip(map(str, each), values, strict=True))
+        for key, value in list(choice.items()):
+            details = each[key][value] if isinstance(each[key], Mapping) else None
+            choice |= {f"{key}.{detail}": item for detail, item in (details or {}).items()}
+        found.append(choice)
+    return found
 
 
 def _called(name: str, choice: Choice) -> str:
-    return "-".join([name, *(f"{key}{value}" for key, value in choice.items())])
+    return "-".join([name, *(f"{key}{value}" for key, value in choice.items() if "." not in key)])
 
 
 def _fill(value: Any, choice: Choice, key: str, problems: list[Problem]) -> Any:
@@ -86,7 +94,7 @@ def _relate(node: Any, choice: Choice, choices: Mapping[str, list[Choice]], key:
             fitting = [
                 _called(str(other), theirs)
                 for theirs in choices.get(str(other), [{}])
-                if all(theirs[name] == choice[name] for name in theirs.keys() & choice.keys())
+                if all(theirs[name] == choice[name] for name in theirs.keys() & choice.keys() if "." not in name)
             ]
             found += fitting
         if field == "after":
