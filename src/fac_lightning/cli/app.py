@@ -105,8 +105,19 @@ def _tell_notes() -> None:
 
 
 class _Notes(logging.Handler):
+    """Prints notes; what is said of a recipe once, though many stages of a pipeline may be made from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"fac: {record.getMessage()}", file=sys.stderr)
+        text = record.getMessage()
+        if record.name.startswith("fac_lightning.config"):
+            if text in self.said:
+                return
+            self.said.add(text)
+        print(f"fac: {text}", file=sys.stderr)
 
 
 def _overview() -> str:
