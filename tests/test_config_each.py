@@ -59,6 +59,11 @@ def test_what_goes_with_a_value_stands_beside_it(tmp_path):
     assert [name for name in stages if name.startswith("sft")] == ["sft-k1-seed1", "sft-k5-seed1"]
     assert stages["sft-k5-seed1"]["overrides"]["vars"] == {"group_size": 5, "frames": 10}
     assert stages["sft-k5-seed1"]["init_from"] == "align-seed1"
+    fewer = compose(tmp_path, text, ["~stages.sft.each.k.1", "stages.sft.each.k.5.frames=12"])
+    assert fewer.tree["stages"]["sft-k5-seed1"]["overrides"]["vars"]["frames"] == 12
+    assert "sft-k1-seed1" not in fewer.tree["stages"]
+    (problem,) = compose(tmp_path, text, ["~stages.sft.each.k.7"]).problems
+    assert "has no '7' to delete. It has: 1, 5." in str(problem)
 
 
 @pytest.mark.parametrize(

@@ -269,11 +269,16 @@ def _get(tree: Any, key: str) -> Any:
     for part in key.split("."):
         if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
             tree = tree[int(part)]
-        elif isinstance(tree, Mapping) and part in tree:
-            tree = tree[part]
+        elif isinstance(tree, Mapping) and _own(tree, part) in tree:
+            tree = tree[_own(tree, part)]
         else:
             return None
     return tree
+
+
+def _own(node: Mapping[Any, Any], part: str) -> Any:
+    """The node's key that is written like ``part``: YAML makes a number of ``5:``."""
+    return part if part in node else next((key for key in node if str(key) == part), part)
 
 
 def _change_target(tree: dict[str, Any], key: str, target: str, notes: list[str]) -> list[Problem]:
@@ -304,7 +309,7 @@ def _set(tree: dict[str, Any], key: str, value: Any, notes: list[str]) -> list[P
                 ]
         elif not isinstance(node, dict):
             return [Problem(key, shown, (f"'{here}' is {_show(node)}, which has nothing inside to set.",))]
-        elif part not in node:
+        elif _own(node, part) not in node:
             cause = None if free and "_target_" not in node else _refusal(node, here, part)
             if cause:
                 return [Problem(key, shown, cause)]
@@ -313,16 +318,15 @@ def _set(tree: dict[str, Any], key: str, value: Any, notes: list[str]) -> list[P
         if depth == len(parents):
             break
         free = (isinstance(node, dict) and ("_target_" in node or free)) or here == "stages"
-        index: Any = int(part) if isinstance(node, list) else part
+        index: Any = int(part) if isinstance(node, list) else _own(node, part)
         if node[index] is None:
             node[index] = {}
         node = node[index]
-    if isinstance(node, list):
-        node[int(last)] = value
-    elif isinstance(value, Mapping) and isinstance(node.get(last), Mapping):
-        node[last] = merge(node[last], value, notes, key)
+    own: Any = int(last) if isinstance(node, list) else _own(node, last)
+    if isinstance(value, Mapping) and isinstance(node, dict) and isinstance(node.get(own), Mapping):
+        node[own] = merge(node[own], value, notes, key)
     else:
-        node[last] = value
+        node[own] = value
     return []
 
 
@@ -335,7 +339,7 @@ def _refusal(node: Mapping[str, Any], here: str, name: str) -> tuple[str, ...] |
     target = node.get("_target_")
     if target is None:
         known = ", ".join(str(known) for known in node)
-        return (f"'{here}' has no '{name}'.{did_you_mean(name, node)}", f"It has: {known or 'nothing'}.")
+        return (f"'{here}' has no '{name}'.{did_you_mean(name, map(str, node))}", f"It has: {known or 'nothing'}.")
     definition = _definition(target)
     if definition is None or definition.takes(name) or name in ("_target_", "_partial_"):
         return None
@@ -351,10 +355,10 @@ def takes_no(target: str, definition: Definition, name: str) -> tuple[str, ...]:
 def _delete(tree: dict[str, Any], key: str) -> list[Problem]:
     *parents, last = key.split(".")
     node = _get(tree, ".".join(parents)) if parents else tree
-    if isinstance(node, dict) and last in node:
-        del node[last]
+    if isinstance(node, dict) and _own(node, last) in node:
+        del node[_own(node, last)]
         return []
-    known = list(node) if isinstance(node, dict) else []
+    known = [str(name) for name in node] if isinstance(node, dict) else []
     has = f" It has: {', '.join(known)}." if known else ""
     where = f"'{'.'.join(parents)}'" if parents else "the recipe"
     return [Problem(f"~{key}", "", (f"{where} has no '{last}' to delete.{did_you_mean(last, known)}{has}",))]
