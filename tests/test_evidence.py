@@ -38,6 +38,7 @@ def claim(**options):
         ([0.79, 0.80], [0.80, 0.81], {"tie": 2}, "shown"),
         ([0.70, 0.71], [0.80, 0.81], {"tie": 2}, "not shown"),
         ([0.9], [0.1], {}, "one seed only"),
+        ([0.9, float("nan")], [0.1, 0.2], {}, "not shown"),  # nothing was said, so there is no rate of errors
         ([], [0.1, 0.2], {}, "no figures yet"),
     ],
 )

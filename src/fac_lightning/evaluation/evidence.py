@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
+
+import numpy as np
 
 __all__ = ["Claim", "Column", "Evidence", "Experiment"]
 
@@ -92,12 +93,12 @@ class Spread:
     @property
     def mean(self) -> float:
         """Mean over seeds."""
-        return mean(self.values)
+        return float(np.mean(self.values))
 
     @property
     def deviation(self) -> float:
         """Sample standard deviation; 0 for one seed."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
 
     @property
     def error(self) -> float:
