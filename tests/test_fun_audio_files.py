@@ -95,6 +95,8 @@ def test_types_can_be_changed_on_the_way_in_and_out(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="dtype 'int8' is no floating type"):
         load(folder, dtype="int8")
+    with pytest.raises(ValueError, match="dtype 'int8' is no floating type"):
+        save(chat, tmp_path / "other", dtype="int8")
     with pytest.raises(ValueError, match="attn 'eager' is unknown; choose one of auto, sdpa"):
         load(folder, attn="eager")
 

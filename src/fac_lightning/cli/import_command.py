@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,22 +37,13 @@ def import_checkpoint(checkpoint: str | Path, out: str | Path, dtype: str | None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: nothing is overwritten; name a new run folder with --out")
     from fac_lightning.interop.fun_audio_chat import load, to_run
+    from fac_lightning.interop.fun_audio_chat.files import new_folder
 
     chat = load(checkpoint, dtype=dtype)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as draft:
         to_run(chat, draft)
-        (draft / "recipe.yaml").write_text(
-            recipe_text(Recipe(str(folder), _tree(chat, folder, dtype))), encoding="utf-8"
-        )
-        draft.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        draft.replace(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        recipe = Recipe(str(folder), _tree(chat, folder, dtype))
+        (draft / "recipe.yaml").write_text(recipe_text(recipe), encoding="utf-8")
     return str(chat.coverage)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from fac_lightning.data.packing import Budget, pack_lines
 from fac_lightning.data.preference_corpus import PairCorpus
 from fac_lightning.data.preference_rows import PairCollator, PairRows
-from fac_lightning.data.stream import PackedStream
+from fac_lightning.data.stream import PackedStream, shard_lines
 from fac_lightning.types import PreferenceBatch
 
 __all__ = ["FixedPairs", "PairStream", "share_pair_totals", "stream_pairs", "task_shares"]
@@ -122,8 +122,7 @@ class FixedPairs:
     ) -> None:
         pairs = (pair for pair in map(corpus.pair, range(len(corpus))) if budget.fits(pair))
         lines = list(islice(pack_lines(pairs, budget, look_ahead), max_lines))
-        each = -(-len(lines) // num_shards)
-        self.lines = [lines[i % len(lines)] for i in range(shard, each * num_shards, num_shards)]
+        self.lines = shard_lines(lines, shard, num_shards)
         self.make_batch = collate
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -16,7 +16,9 @@ from fac_lightning.data.layout import Row
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
 from fac_lightning.types import SpeechTextBatch
 
-__all__ = ["FixedLines", "LineStream", "PackedStream", "ResumingLoader", "stream_rows"]
+__all__ = ["FixedLines", "LineStream", "PackedStream", "ResumingLoader", "shard_lines", "stream_rows"]
+
+T_ = TypeVar("T_")
 
 
 def stream_rows(corpus: Corpus, budget: Budget, seed: int, shard: int = 0, num_shards: int = 1) -> Iterator[Row]:
@@ -178,8 +180,7 @@ class FixedLines:
         found = (corpus.row(i, seed, 0, math.inf) for i in range(len(corpus)))
         rows = (row for row in found if row is not None and budget.fits(row))
         lines: Sequence[list[Row]] = list(islice(pack_lines(rows, budget, look_ahead), max_lines))
-        each = -(-len(lines) // num_shards)
-        self.lines = [lines[i % len(lines)] for i in range(shard, each * num_shards, num_shards)]
+        self.lines = shard_lines(lines, shard, num_shards)
         self.budget, self.sample_rate = budget, corpus.geometry.sample_rate if corpus.geometry else 0
 
     def __len__(self) -> int:
@@ -188,3 +189,9 @@ class FixedLines:
 
     def __iter__(self) -> Iterator[SpeechTextBatch]:
         return (collate_line(line, self.budget.positions, self.sample_rate) for line in self.lines)
+
+
+def shard_lines(lines: Sequence[T_], shard: int, num_shards: int) -> list[T_]:
+    """The lines of one process; the first stand in again so that every process gets as many."""
+    each = -(-len(lines) // num_shards)
+    return [lines[i % len(lines)] for i in range(shard, each * num_shards, num_shards)]

@@ -6,6 +6,8 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from fac_lightning.merging.source import FileSource
 from fac_lightning.models import SpeechLM
 from fac_lightning.weights import CheckpointError
 
-__all__ = ["count_codes", "load", "save"]
+__all__ = ["count_codes", "load", "new_folder", "save", "side_files"]
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,7 @@ def load(
     """
     if attn not in _ATTENTION:
         raise ValueError(f"attn {attn!r} is unknown; choose one of {', '.join(_ATTENTION)}")
-    kind = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
-        raise ValueError(f"dtype {dtype!r} is no floating type of torch; take 'bfloat16' or 'float32'")
+    kind = _floating(dtype)
     folder = local_folder(path_or_hub_id, weights=True)
     config, _ = read_config(folder)
     check_config(config, str(folder / CONFIG))
@@ -86,7 +86,7 @@ def load(
     if place.type != "meta":
         _real_buffers(model, place)
     return FunAudioChat(
-        model.eval(), config, processor, _generation_config(folder), coverage, Layout.of(source), _side_files(folder)
+        model.eval(), config, processor, _generation_config(folder), coverage, Layout.of(source), side_files(folder)
     ).eval()
 
 
@@ -100,14 +100,13 @@ def save(fun_audio_chat: FunAudioChat, path: str | Path, *, dtype: str | torch.d
 
     Raises:
         FileExistsError: Something stands there.
+        ValueError: ``dtype`` is unknown.
     """
     folder = Path(path)
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: nothing is overwritten; name a new folder")
-    kind = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    kind = _floating(dtype)
+    with new_folder(folder) as draft:
         state = fun_audio_chat.model.state_dict()
         write_weights(draft, state, fun_audio_chat.layout, kind)
         for name, content in fun_audio_chat.files.items():
@@ -116,6 +115,18 @@ def save(fun_audio_chat: FunAudioChat, path: str | Path, *, dtype: str | torch.d
         _write_config(draft, fun_audio_chat, kind)
         if not fun_audio_chat.files and fun_audio_chat.processor is not None:
             fun_audio_chat.processor.save_pretrained(draft)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A draft that becomes ``folder`` when the block is left without an error, and nothing otherwise.
+
+    ``folder`` is not there yet, or empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield draft
         draft.chmod(0o755)
         if folder.is_dir():
             folder.rmdir()
@@ -123,6 +134,13 @@ def save(fun_audio_chat: FunAudioChat, path: str | Path, *, dtype: str | torch.d
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    kind = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise ValueError(f"dtype {dtype!r} is no floating type of torch; take 'bfloat16' or 'float32'")
+    return kind
 
 
 def count_codes(processor: FunAudioChatProcessor | None) -> int | None:
@@ -136,14 +154,15 @@ def count_codes(processor: FunAudioChatProcessor | None) -> int | None:
 def _write_config(folder: Path, fun_audio_chat: FunAudioChat, dtype: torch.dtype | None) -> None:
     """``config.json``: as it was, byte for byte, unless something in it changed."""
     config = dict(fun_audio_chat.config)
-    if dtype is not None:
-        config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
+    key = next((key for key in ("dtype", "torch_dtype") if key in config), None)
+    if dtype is not None and (key or str(dtype) != f"torch.{fun_audio_chat.layout.dtype}"):
+        config[key or "torch_dtype"] = str(dtype).removeprefix("torch.")
     file = folder / CONFIG
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != config:
         file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _side_files(folder: Path) -> dict[str, bytes]:
+def side_files(folder: Path) -> dict[str, bytes]:
     """All of a checkpoint but its weights."""
     found = {}
     for file in sorted(folder.rglob("*")):

@@ -14,7 +14,7 @@ import torch
 
 from fac_lightning.interop.fun_audio_chat.checkpoint import CONFIG, Coverage, Layout, read_config, state_shapes
 from fac_lightning.interop.fun_audio_chat.config import build_model, check_config, part_arguments
-from fac_lightning.interop.fun_audio_chat.files import count_codes
+from fac_lightning.interop.fun_audio_chat.files import count_codes, side_files
 from fac_lightning.interop.fun_audio_chat.model import FunAudioChat
 from fac_lightning.interop.fun_audio_chat.names import places
 from fac_lightning.interop.fun_audio_chat.processor import FunAudioChatProcessor
@@ -63,11 +63,7 @@ def from_run(model: SpeechLM, origin: Path) -> FunAudioChat:
     folder = origin / ORIGIN if (origin / ORIGIN).is_dir() else origin
     config, _ = read_config(folder)
     check_config(config, str(folder / CONFIG))
-    files = {
-        file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != LAYOUT and not file.name.endswith((".safetensors", ".index.json"))
-    }
+    files = {name: content for name, content in side_files(folder).items() if name != LAYOUT}
     layout = Layout()
     if (folder / LAYOUT).is_file():
         layout = Layout(**json.loads((folder / LAYOUT).read_text(encoding="utf-8")))
