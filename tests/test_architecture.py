@@ -77,7 +77,15 @@ HOUSE: dict[str, Room] = {
     "preferences": Room(
         TOOLS
         | BASES
-        | {"generation", "data.codes", "data.dialogue", "data.distortions", "data.preference_pairs", "data.turn_codes"},
+        | {
+            "generation",
+            "data.codes",
+            "data.dialogue",
+            "data.distortions",
+            "data.finished",
+            "data.preference_pairs",
+            "data.turn_codes",
+        },
         never=TRAINING,
     ),
     "serving": Room(TOOLS | BASES | {"generation"}, never=TRAINING),

@@ -13,6 +13,7 @@ from fac_lightning.data.dialogue import (
     read_cuts,
     read_dialogues,
 )
+from fac_lightning.data.distorted import DistortedDialogues
 from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
@@ -46,6 +47,7 @@ __all__ = [
     "DialogueSource",
     "DialogueSynthesis",
     "DialogueWriter",
+    "DistortedDialogues",
     "Fact",
     "FunAudioChatImport",
     "JsonlDialogues",

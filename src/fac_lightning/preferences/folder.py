@@ -13,13 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn
+from fac_lightning.data.finished import SUMMARY_FILE, finished_summary
 from fac_lightning.data.preference_pairs import PreferencePair, PreferenceWriter, TurnAnswer, WrittenAnswer
 
 __all__ = ["PairFolder"]
 
 log = logging.getLogger(__name__)
-
-SUMMARY = "summary.json"
 
 
 class PairFolder:
@@ -45,17 +44,11 @@ class PairFolder:
         Raises:
             ValueError: It was made with other settings, or is no folder of pairs.
         """
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        summary = finished_summary(self.out, self.settings, "pairs")
+        if summary is None:
             return None
-        file = self.out / SUMMARY
-        summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if summary.get("settings") != self.settings:
-            told = summary.get("settings") or {}
-            changed = sorted(k for k in {*told, *self.settings} if told.get(k) != self.settings.get(k))
-            what = f"was made with other {', '.join(changed)}" if told else "holds no finished pairs"
-            raise ValueError(f"{self.out} {what}; choose another folder, or delete this one to make the pairs anew")
         log.info("%s has its pairs already; delete it to make them anew", self.out)
-        return dict(summary)
+        return summary
 
     def __enter__(self) -> PairFolder:
         if self.part.exists():  # of a run that was interrupted
@@ -72,7 +65,7 @@ class PairFolder:
             return
         if not self._scores:
             log.warning("%s has no pair: %s", self.out, _listed(self._left_out) or "there was nothing to rank")
-        (self.part / SUMMARY).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
+        (self.part / SUMMARY_FILE).write_text(json.dumps(self.summary(), indent=2) + "\n", encoding="utf-8")
         os.replace(self.part, self.out)
 
     def write(
