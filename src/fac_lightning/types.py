@@ -9,7 +9,8 @@ Masks are ``True`` where a value is kept. Labels that must not be learned are ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -231,6 +232,7 @@ class SpeechLMOutput:
     text_correct: Tensor  # (M,) bool
     text_positions: Tensor  # (M,) int64 into N
     speech: HeadOutput  # (H, k, Q)
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)  # slot -> (), what its part adds to the loss
 
     @property
     def text_loss_sum(self) -> Tensor:
@@ -256,12 +258,12 @@ class SpeechLMOutput:
 def to_device(value: T_, device: torch.device | str) -> T_:
     """Copy of a dataclass of tensors with every tensor on ``device``, except the per-row lengths kept on CPU."""
     changes: dict[str, Any] = {}
-    for field in fields(value):  # type: ignore[arg-type]
-        item = getattr(value, field.name)
+    for entry in fields(value):  # type: ignore[arg-type]
+        item = getattr(value, entry.name)
         if isinstance(item, Tensor) and not (
-            isinstance(value, SpeechTextBatch) and field.name in ("lengths", "reply_lengths", "parents")
+            isinstance(value, SpeechTextBatch) and entry.name in ("lengths", "reply_lengths", "parents")
         ):
-            changes[field.name] = item.to(device, non_blocking=True)
+            changes[entry.name] = item.to(device, non_blocking=True)
         elif isinstance(item, Waveforms | SpeechTextBatch | AnswerSums):
-            changes[field.name] = to_device(item, device)
+            changes[entry.name] = to_device(item, device)
     return replace(value, **changes)  # type: ignore[type-var]

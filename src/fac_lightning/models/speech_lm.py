@@ -6,6 +6,7 @@ F positions of user speech, k frames per group, Q codebooks, M labelled text pos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -16,6 +17,7 @@ from fac_lightning.backbones.base import Backbone
 from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.heads.base import SpeechHead
 from fac_lightning.losses import chunked_logprobs
+from fac_lightning.models.agreement import agree, agree_on_frames
 from fac_lightning.types import IGNORE, HeadOutput, SpeechGeometry, SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["SpeechLM"]
@@ -29,6 +31,9 @@ class SpeechLM(nn.Module):
 
     A slot may stay empty when no mode needs it: without ``head`` nothing is said, without ``encoder`` and
     ``feature_adapter`` nothing is heard.
+
+    A part whose training needs a loss of its own (a router's balance, a rate to be kept) has a method
+    ``auxiliary_loss() -> Tensor | None``; see ``auxiliary_losses``.
 
     Args:
         backbone: The shared text LLM.
@@ -58,19 +63,13 @@ class SpeechLM(nn.Module):
                 "(fac_lightning.adapters.SumFusion or MeanFusion)"
             )
         if encoder is not None and feature_adapter is not None:
-            _agree(
-                "feature_adapter.in_dim",
-                feature_adapter.in_dim,
-                "encoder.dim",
-                encoder.dim,
-                "model.feature_adapter.in_dim",
-            )
+            agree_on_frames(encoder, feature_adapter)
         for name, part in (("feature_adapter", feature_adapter), ("code_adapter", code_adapter), ("head", head)):
             if part is not None:
-                _agree(f"{name}.dim", part.dim, "backbone.dim", backbone.dim, "vars.dim")
+                agree(f"{name}.dim", part.dim, "backbone.dim", backbone.dim, "vars.dim")
         if head is not None and code_adapter is not None:
             for size in ("group_size", "codebook_size", "num_codebooks"):
-                _agree(
+                agree(
                     f"code_adapter.{size}",
                     getattr(code_adapter, size),
                     f"head.{size}",
@@ -118,9 +117,24 @@ class SpeechLM(nn.Module):
         logprobs, correct = chunked_logprobs(
             hidden.index_select(0, positions), self.backbone.output_weight, batch.text_labels[positions]
         )
-        return SpeechLMOutput(
-            text_logprobs=logprobs, text_correct=correct, text_positions=positions, speech=self._say(batch, hidden)
-        )
+        speech = self._say(batch, hidden)
+        return SpeechLMOutput(logprobs, correct, positions, speech, self.auxiliary_losses())
+
+    @property
+    def auxiliary_parts(self) -> dict[str, Callable[[], Tensor | None]]:
+        """Slots whose part has a method ``auxiliary_loss``, and the method."""
+        methods = {name: getattr(part, "auxiliary_loss", None) for name, part in self.named_children()}
+        return {name: method for name, method in methods.items() if callable(method)}
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """Slot -> loss ``()`` of the last forward, of parts that have one.
+
+        ``auxiliary_loss`` gives a mean over the line, already scaled to stand beside the mean loss per token; None when
+        the last forward made none. It is handed out once and then forgotten, so that no graph outlives its step:
+        ``forward`` puts these losses into its output, and who calls ``forward`` finds them there.
+        """
+        losses = {name: method() for name, method in self.auxiliary_parts.items()}
+        return {name: loss for name, loss in losses.items() if loss is not None}
 
     def embed(self, batch: SpeechTextBatch) -> Tensor:
         """Fused embeddings ``(N, D)`` of a packed line.
@@ -235,8 +249,3 @@ class SpeechLM(nn.Module):
                 if parameter.requires_grad:
                     zero = zero + parameter.flatten()[:1].sum() * 0
         return zero
-
-
-def _agree(name: str, value: int, other_name: str, other: int, key: str) -> None:
-    if value != other:
-        raise ValueError(f"{name} ({value}) != {other_name} ({other}): set {key} to {other}")

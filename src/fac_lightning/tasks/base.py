@@ -12,8 +12,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from fac_lightning.models import SpeechLM
 from fac_lightning.patterns import match_names
-from fac_lightning.tasks.metrics import LineMetrics, StreamMetrics
+from fac_lightning.tasks.metrics import AuxiliaryMetrics, LineMetrics, StreamMetrics
 from fac_lightning.tasks.optimization import (
     base_rate,
     cosine_with_warmup,
@@ -35,6 +36,9 @@ class PackedLineTask(lightning.LightningModule, ABC):
     is its summed negative log-likelihood over the labelled tokens of the whole step on all ranks. So accumulating two
     lines gives the gradient of one line that holds both.
 
+    Losses that parts add by themselves (``SpeechLM.auxiliary_losses``) are means over a line; in the mean of a step a
+    line weighs by its labelled tokens. They are logged by slot and are in no logged ``loss``.
+
     Training metrics are means over the tokens since they were last logged, every ``trainer.log_every_n_steps``.
 
     Args:
@@ -50,6 +54,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
             in which nothing is trained stay in eval mode, and keep nothing for a backward pass unless something
             trained lies in front of them.
         lr_factors: Slots, modules or patterns -> factor on the learning rate.
+        auxiliary_weight: Weight of the losses that parts add by themselves; they come scaled, so that 1 is the rule.
     """
 
     def __init__(
@@ -64,38 +69,51 @@ class PackedLineTask(lightning.LightningModule, ABC):
         speech_weight: float,
         freeze: Sequence[str] | None,
         lr_factors: Mapping[str, float] | None,
+        auxiliary_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= min_lr <= lr:
             raise ValueError(f"min_lr must be between 0 and lr ({lr}), got {min_lr}")
         if len(betas) != 2:
             raise ValueError(f"betas must be two numbers, got {list(betas)}")
+        if auxiliary_weight < 0:
+            raise ValueError(f"auxiliary_weight must not be negative, got {auxiliary_weight}; 0 leaves them out")
         warmup_count(warmup_steps, max_steps=1)  # refused now, not when all is loaded
         self.model = model
         self.lr, self.min_lr, self.warmup_steps, self.weight_decay = lr, min_lr, warmup_steps, weight_decay
         self.betas = (float(betas[0]), float(betas[1]))
-        self.text_weight, self.speech_weight = text_weight, speech_weight
+        self.text_weight, self.speech_weight, self.auxiliary_weight = text_weight, speech_weight, auxiliary_weight
         self.freeze_patterns, self.lr_factors = tuple(freeze or ()), dict(lr_factors or {})
         self._frozen: list[nn.Parameter] = []
         self.line_metrics = LineMetrics()
         self.train_text, self.train_speech = StreamMetrics(), StreamMetrics()
         self.val_text, self.val_speech = StreamMetrics(), StreamMetrics()
+        whole = model if isinstance(model, SpeechLM) else SpeechLM(model)  # type: ignore[arg-type]
+        self.train_auxiliary = AuxiliaryMetrics(list(whole.auxiliary_parts))
 
     @abstractmethod
     def forward(self, batch: SpeechTextBatch) -> SpeechLMOutput:
         """Log-probabilities of all labels of a packed line."""
 
     def loss(self, output: SpeechLMOutput, text_total: Tensor | float, speech_total: Tensor | float) -> Tensor:
-        """Weighted loss of a line, each stream per labelled token of ``*_total``; an empty stream gives 0. Shape ()."""
+        """Weighted loss of a line, each stream per labelled token of ``*_total``; an empty stream gives 0. Shape ().
+
+        Losses of parts count by the line's share of all labelled tokens.
+        """
         text = output.text_loss_sum / max_one(text_total)
         speech = output.speech_loss_sum / max_one(speech_total)
-        return self.text_weight * text + self.speech_weight * speech
+        total = self.text_weight * text + self.speech_weight * speech
+        if output.auxiliary and self.auxiliary_weight:
+            share = (output.text_count + output.speech_count) / max_one(text_total + speech_total)
+            total = total + self.auxiliary_weight * share * torch.stack(list(output.auxiliary.values())).sum()
+        return total
 
     def training_step(self, batch: SpeechTextBatch, batch_idx: int) -> Tensor:
         """The line's share of the step's loss, times what it will be divided by."""
         self.line_metrics.update(batch)
         output = self(batch)
         _count(output, self.train_text, self.train_speech)
+        self.train_auxiliary.update(output.auxiliary)
         totals = torch.tensor([batch.text_token_total, batch.speech_token_total], device=self.device).float()
         totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         return loss_divisor(self.trainer) * self.loss(output, totals[0], totals[1])
@@ -111,6 +129,9 @@ class PackedLineTask(lightning.LightningModule, ABC):
             return
         values = self._summary("train", self.train_text, self.train_speech)
         values |= {f"train/{name}": value for name, value in self.line_metrics.compute().items()}
+        if self.train_auxiliary.names:
+            values |= {f"train/{name}": value for name, value in self.train_auxiliary.compute().items()}
+            self.train_auxiliary.reset()
         values["train/lr"] = base_rate(optimizer, self.lr)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True)
         self.log_dict(values)

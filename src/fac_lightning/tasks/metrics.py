@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torchmetrics import Metric
 
 from fac_lightning.types import SpeechTextBatch
 
-__all__ = ["LineMetrics", "StreamMetrics"]
+__all__ = ["AuxiliaryMetrics", "LineMetrics", "StreamMetrics"]
 
 
 class StreamMetrics(Metric):
@@ -42,6 +43,35 @@ class StreamMetrics(Metric):
         # a perplexity beyond e^80 says no more than "infinite" and would overflow a logger's float32
         values = {"loss": loss, "perplexity": loss.clamp(max=80).exp(), "accuracy": self.correct / count}
         return {name: float(value) for name, value in values.items()}
+
+
+class AuxiliaryMetrics(Metric):
+    """Mean over lines of the losses that parts add by themselves.
+
+    Args:
+        names: Slots whose parts have one.
+    """
+
+    full_state_update = False
+    loss_sum: Tensor
+    count: Tensor
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.add_state("loss_sum", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(len(self.names), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, losses: Mapping[str, Tensor]) -> None:
+        """Add a line's losses ``()`` by slot; a slot without one is left out of its mean."""
+        for name, loss in losses.items():
+            self.loss_sum[self.names.index(name)] += loss.detach()
+            self.count[self.names.index(name)] += 1
+
+    def compute(self) -> dict[str, float]:
+        """``<slot>_auxiliary`` of slots that had a loss."""
+        rows = zip(self.names, self.loss_sum.tolist(), self.count.tolist(), strict=True)
+        return {f"{name}_auxiliary": total / count for name, total, count in rows if count}
 
 
 class LineMetrics(Metric):

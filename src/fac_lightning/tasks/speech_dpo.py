@@ -58,7 +58,7 @@ class SpeechDPO(PackedLineTask):
     answers from getting unlikely together with the rejected ones.
 
     The model runs without dropout and other noise, as the reference does: a noisy policy would be compared with it
-    for its noise.
+    for its noise. Losses that parts add by themselves (``SpeechLM.auxiliary_losses``) are left out.
 
     Args:
         model: The speech LLM, usually after supervised training.

@@ -29,6 +29,7 @@ class SpeechSFT(PackedLineTask):
         freeze: Slots, modules or parameter patterns that are not trained, for example ``["backbone", "encoder"]``.
         lr_factors: Slots, modules or parameter patterns -> factor on the learning rate, for example
             ``{"backbone": 0.1}``; the first that matches counts.
+        auxiliary_weight: Weight of the losses that parts add by themselves (``SpeechLM.auxiliary_losses``).
     """
 
     model: SpeechLM
@@ -45,9 +46,20 @@ class SpeechSFT(PackedLineTask):
         speech_weight: float = 1.0,
         freeze: Sequence[str] | None = None,
         lr_factors: Mapping[str, float] | None = None,
+        auxiliary_weight: float = 1.0,
     ) -> None:
         super().__init__(
-            model, lr, min_lr, warmup_steps, weight_decay, betas, text_weight, speech_weight, freeze, lr_factors
+            model,
+            lr,
+            min_lr,
+            warmup_steps,
+            weight_decay,
+            betas,
+            text_weight,
+            speech_weight,
+            freeze,
+            lr_factors,
+            auxiliary_weight,
         )
 
     def forward(self, batch: SpeechTextBatch) -> SpeechLMOutput:

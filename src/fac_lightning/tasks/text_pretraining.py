@@ -34,6 +34,7 @@ class TextPretraining(PackedLineTask):
         freeze: Modules or parameter patterns that are not trained.
         lr_factors: Modules or parameter patterns -> factor on the learning rate.
         save_llm: Save the transformers folder.
+        auxiliary_weight: Weight of the loss that a backbone adds by itself (``SpeechLM.auxiliary_losses``).
     """
 
     model: Backbone
@@ -49,8 +50,11 @@ class TextPretraining(PackedLineTask):
         freeze: Sequence[str] | None = None,
         lr_factors: Mapping[str, float] | None = None,
         save_llm: bool = True,
+        auxiliary_weight: float = 1.0,
     ) -> None:
-        super().__init__(model, lr, min_lr, warmup_steps, weight_decay, betas, 1.0, 0.0, freeze, lr_factors)
+        super().__init__(
+            model, lr, min_lr, warmup_steps, weight_decay, betas, 1.0, 0.0, freeze, lr_factors, auxiliary_weight
+        )
         if save_llm and not hasattr(model, "save_pretrained"):
             raise ValueError(
                 f"{type(model).__name__} has no save_pretrained(folder), so the LLM cannot be saved as a folder; "
