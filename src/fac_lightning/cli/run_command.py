@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def main(words: Sequence[str]) -> int:
     stages.add_argument("--from", dest="start", metavar="STAGE", help="look at this stage and all that need it")
     stages.add_argument("--until", metavar="STAGE", help="look at this stage and all that it needs")
     stages.add_argument("--only", metavar="STAGE", help="look at this stage")
+    stages.add_argument("--jobs", type=int, default=1, metavar="N", help="stages at work at a time, in processes")
     stages.add_argument("--dry-run", action="store_true", help="print what would run and why, and run nothing")
     args = made.parse_intermixed_args(words)
     recipe = load(args.recipe, args.overrides)
@@ -35,6 +37,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     asked = [name for name in ("from", "until", "only") if getattr(args, "start" if name == "from" else name)]
     asked += ["dry-run"] if args.dry_run else []
+    asked += ["jobs"] if args.jobs != 1 else []
     if asked:
         raise UserError(f"--{asked[0]} is for pipelines, and {recipe.name} has no 'stages:'")
     run(recipe, resume=args.resume)
@@ -101,12 +104,15 @@ def plan(recipe: Recipe, look: Callable[[Recipe], None]) -> list[Any]:
         raise UserError(f"{recipe.name}: {error}") from error
 
 
-def run_stages(recipe: Recipe, chosen: Callable[[list[Any]], Collection[str]] | None = None) -> dict[str, Any]:
+def run_stages(
+    recipe: Recipe, chosen: Callable[[list[Any]], Collection[str]] | None = None, jobs: int = 1
+) -> dict[str, Any]:
     """Run a pipeline: what is done is skipped, what was interrupted goes on, what changed starts afresh.
 
     Args:
         recipe: With ``stages:``.
         chosen: Gives the names of the stages to look at, of all planned ones; None means all.
+        jobs: Stages at work at a time.
     """
     from rich.console import Console
 
@@ -136,15 +142,9 @@ def run_stages(recipe: Recipe, chosen: Callable[[list[Any]], Collection[str]] | 
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
 
     folder = _pipeline_folder(recipe)
-
-    def work(stage: Any) -> Any:
-        one = Recipe(stage.file, stage.recipe)
-        if one.tree.get("job"):
-            return _plain(run_job(one))
-        return _fit_stage(one) if _one_device(one) else _fit_apart(one, folder / "stages" / f"{stage.name}.yaml")
-
     try:
-        return run_pipeline(stages, folder, work, tell, None if chosen is None else chosen(stages))
+        names_chosen = None if chosen is None else chosen(stages)
+        return run_pipeline(stages, folder, partial(_run_stage, folder), tell, names_chosen, jobs)
     except StageError as error:
         raise UserError(f"{recipe.name}: {error}") from error
 
@@ -157,7 +157,7 @@ def _run_words(recipe: Recipe, args: argparse.Namespace) -> None:
         return choose_stages(stages, args.start, args.until, args.only)
 
     if not args.dry_run:
-        run_stages(recipe, chosen)
+        run_stages(recipe, chosen, args.jobs)
         return
     ensure(recipe)
     stages = plan(recipe, ensure)
@@ -174,6 +174,13 @@ def _run_words(recipe: Recipe, args: argparse.Namespace) -> None:
     for number, (name, title, why, needs) in enumerate(rows, 1):
         line = f"{number:>3}  {name:<{widths[0]}}  {title:<{widths[1]}}  {why}"
         print(f"{line}{f'  [needs {needs}]' if needs else ''}".rstrip())
+
+
+def _run_stage(folder: Path, stage: Any) -> Any:
+    one = Recipe(stage.file, stage.recipe)
+    if one.tree.get("job"):
+        return _plain(run_job(one))
+    return _fit_stage(one) if _one_device(one) else _fit_apart(one, folder / "stages" / f"{stage.name}.yaml")
 
 
 def _fit_stage(recipe: Recipe) -> dict[str, Any]:

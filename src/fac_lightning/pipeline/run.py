@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from fac_lightning import __version__
 from fac_lightning.config import surroundings
+from fac_lightning.pipeline.crew import apart, at_a_time
 from fac_lightning.pipeline.graph import Stage, StageError, inside
 from fac_lightning.pipeline.inputs import PROVENANCE_FILE, artefact_key, input_paths, mark
 from fac_lightning.pipeline.memory import PeakMemory
@@ -69,6 +70,7 @@ def run_pipeline(
     run_stage: Callable[[Stage], Any],
     progress: Progress = lambda stage, what, why: None,
     chosen: Collection[str] | None = None,
+    jobs: int = 1,
 ) -> dict[str, StageState]:
     """Run what is not done yet, in order.
 
@@ -88,6 +90,9 @@ def run_pipeline(
         progress: Told of each stage.
         chosen: Names of the stages to look at (:func:`choose_stages`); None means all. What the others left is used as
             it is.
+        jobs: Stages at work at a time. With more than one, each runs in a process of its own, its words go to
+            ``stages/<name>.log``, and ``run_stage`` must be a function that another process can import. Where one
+            fails no further one starts.
 
     Returns:
         State of each stage that is done, by name.
@@ -96,20 +101,20 @@ def run_pipeline(
         StageError: As :func:`preview`, or another process is at work on the same run.
         Exception: What a stage raised, with a note that names it; what is done stays done.
     """
+    if jobs < 1:
+        raise StageError(f"jobs is {jobs}: give the stages that may be at work at a time, 1 or more")
     preview(stages, run_folder, chosen)  # what cannot work is told before anything runs
     with _alone(Path(run_folder)):
         desk = _Desk(stages, run_folder, chosen)
-        keys: dict[str, str] = {}
-        for stage in stages:
-            decision, origin = desk.decide(stage, keys, mark)
-            progress(stage, decision.action, decision.why)
-            if decision.action == "restore":
-                desk.restore(stage, origin)
-            elif decision.action in ("start", "resume"):
-                _work(desk, stage, origin, decision.action == "resume", run_stage, progress)
-            state = desk.states[stage.name]
-            if state is not None:
-                keys[stage.name] = state.key
+        work = partial(_work, desk, run_stage=_here(run_stage) if jobs == 1 else apart(run_stage, jobs, desk.log))
+        with at_a_time(jobs) as crew:
+            for stage in crew.in_turn(stages):
+                decision, origin = desk.decide(stage, desk.keys, mark)
+                progress(stage, decision.action, decision.why)
+                if decision.action == "restore":
+                    desk.restore(stage, origin)
+                elif decision.action in ("start", "resume"):
+                    crew.do(stage, partial(work, stage, origin, decision.action == "resume", progress=progress))
     return {name: state for name, state in desk.states.items() if state is not None and state.done}
 
 
@@ -143,6 +148,15 @@ class _Desk:
 
     def file(self, stage: Stage) -> Path:
         return self.run_folder / "stages" / f"{stage.name}.json"
+
+    def log(self, stage: Stage) -> Path:
+        """What a stage said that ran in a process of its own."""
+        return self.file(stage).with_suffix(".log")
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Keys of the artefacts that are recorded."""
+        return {name: state.key for name, state in self.states.items() if state is not None}
 
     def left(self, stage: Stage) -> bool:
         """Whether the artefact of a stage is where it was left."""
@@ -184,7 +198,9 @@ class _Desk:
             return "start", "has not run yet"
         if state.origin is None:
             return "start", "its record is of an earlier version of the pipeline and does not say what made it"
-        changed = differences(state.origin, origin, state.done)
+        caches = {path for other in self.states.values() if other is not None for path in other.wrote}
+        kept = {path: text for path, text in state.origin.inputs.items() if path not in caches}
+        changed = differences(replace(state.origin, inputs=kept), origin, state.done)
         if changed:
             return "start", changed
         if not state.done:
@@ -206,7 +222,12 @@ class _Desk:
 
 
 def _work(
-    desk: _Desk, stage: Stage, origin: Origin, resumed: bool, run_stage: Callable[[Stage], Any], progress: Progress
+    desk: _Desk,
+    stage: Stage,
+    origin: Origin,
+    resumed: bool,
+    run_stage: Callable[[Stage, PeakMemory], Any],
+    progress: Progress,
 ) -> None:
     before = desk.states[stage.name]
     if resumed and before is not None and before.origin is not None:
@@ -219,8 +240,7 @@ def _work(
     desk.keep(stage, state)
     started, memory = time.perf_counter(), PeakMemory()
     try:
-        with memory:
-            result = run_stage(stage)
+        result = run_stage(stage, memory)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0].removesuffix(": ")
         state = replace(_worked(desk, stage, state, started, memory, progress), error=reason)
@@ -237,6 +257,16 @@ def _work(
     _leave_provenance(desk, stage, state)
     desk.keep(stage, state)
     progress(stage, "done", f"{state.seconds:.0f} s")
+
+
+def _here(run_stage: Callable[[Stage], Any]) -> Callable[[Stage, PeakMemory], Any]:
+    """Run a stage in this process and watch its memory."""
+
+    def run(stage: Stage, memory: PeakMemory) -> Any:
+        with memory:
+            return run_stage(stage)
+
+    return run
 
 
 def _worked(
