@@ -473,4 +473,5 @@ def test_methods_and_the_job_are_listed(capsys):
     shown = capsys.readouterr().out
     for method in METHODS:
         assert f"fac_lightning.merging.{type(method).__name__}\n" in shown
-    assert "fac_lightning.merging.WeightMerge\n" in shown
+    for name in ("WeightMerge", "ema", "greedy_soup", "uniform_soup"):
+        assert f"fac_lightning.merging.{name}\n" in shown

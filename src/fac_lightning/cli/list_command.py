@@ -11,7 +11,7 @@ from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_IN
 
 __all__ = ["ROOMS", "main", "parts"]
 
-#: room -> base classes of its parts; "run" stands for anything with a method run(), which is a job
+#: room -> base classes of its parts, or functions that are parts; "run" stands for anything with a method run(), a job
 ROOMS: dict[str, tuple[str, ...]] = {
     "tokenizers": ("SpeechTokenizer",),
     "encoders": ("SpeechEncoder",),
@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation": ("run",),
     "preferences": ("CandidateSource", "ModelAnswers", "run"),
     "data.distortions": ("Distortion",),
-    "merging": ("MergeMethod", "run"),
+    "merging": ("MergeMethod", "run", "ema", "greedy_soup", "uniform_soup"),
     "losses": (),  # functions
 }
 
@@ -91,6 +91,6 @@ def parts(room: str, everything: bool = False) -> Iterator[tuple[str, Definition
             definition = find(path)
         except (BadPath, Unreadable):  # a constant
             continue
-        if everything or not ROOMS[room] or set(ROOMS[room]) & lineage(definition.path):
+        if everything or not ROOMS[room] or {name, *lineage(definition.path)} & set(ROOMS[room]):
             found.append((path, definition))
     yield from sorted(found, key=lambda item: not item[1].abstract)
