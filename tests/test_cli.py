@@ -221,5 +221,5 @@ def test_sections_that_are_missing_are_told_together(tmp_path, capsys):
 def test_help_and_version(capsys):
     assert main([]) == main(["--help"]) == main(["--version"]) == main(["run", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "fac check  list every mistake of recipes" in shown
+    assert "fac check    list every mistake of recipes" in shown
     assert "fac_lightning 0.1.0" in shown

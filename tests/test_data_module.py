@@ -218,7 +218,7 @@ def test_codes_are_made_once_per_tokenizer_and_equal_audio_once(world):
 
 
 def test_interrupted_codes_are_continued(world, monkeypatch):
-    monkeypatch.setattr("fac_lightning.data.codes.MAX_BATCH", 8)
+    monkeypatch.setattr("fac_lightning.data.clip_codes.MAX_BATCH", 8)
     cuts = list(read_cuts(world / "train"))
     tokenizer, encode = LoudnessTokenizer(scale=0.3), LoudnessTokenizer.encode
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "merge a trained model with the one that it grew from",
     "pairs": "make preference pairs of a run's own answers, or as a recipe says",
     "synth": "make dialogues: run a recipe that has a job",
+    "tokenize": "make the speech codes of dialogues beforehand",
 }
 
 OK, FAILED, USAGE, DATA, CHECKPOINT = 0, 1, 2, 3, 4
@@ -121,7 +122,7 @@ class _Notes(logging.Handler):
 
 
 def _overview() -> str:
-    lines = [f"  fac {name:<7}{what}" for name, what in COMMANDS.items()]
+    lines = [f"  fac {name:<9}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "Build your own speech LLM. A recipe is a YAML file, or the name of one that comes with the library.",

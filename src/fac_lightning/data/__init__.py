@@ -1,6 +1,7 @@
 """Room data: dialogues on disk, layout, packing, data modules. lhotse is imported only when it is used."""
 
 from fac_lightning.data.chat import SpeechChatDataModule
+from fac_lightning.data.code_extraction import CodeExtraction
 from fac_lightning.data.codec_data import CodecDataModule
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.corpus import Corpus
@@ -40,6 +41,7 @@ from fac_lightning.data.world import Fact, Question, World
 __all__ = [
     "Budget",
     "Clip",
+    "CodeExtraction",
     "CodeStore",
     "CodecDataModule",
     "Corpus",

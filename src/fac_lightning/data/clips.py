@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from fac_lightning.data.workers import WorkerPool
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.resampling import resample
 from fac_lightning.synthesizers.base import Synthesizer, trim_silence
@@ -112,10 +109,8 @@ class ClipMaker:
         return clips
 
 
-class ClipPool:
-    """``ClipMaker`` in worker processes, results in the order of the requests.
-
-    Workers are started with "spawn", so a script that uses them needs ``if __name__ == "__main__":``.
+class ClipPool(WorkerPool[Sequence[ClipRequest], list[SpokenClip]]):
+    """``ClipMaker`` in worker processes: clips of each batch, in the order of the requests.
 
     Args:
         maker: Pickled once to each worker.
@@ -123,58 +118,12 @@ class ClipPool:
     """
 
     def __init__(self, maker: ClipMaker, num_workers: int = 0) -> None:
-        self.maker, self.num_workers = maker, num_workers
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> ClipPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-    def map(self, batches: Iterable[Sequence[ClipRequest]]) -> Iterator[list[SpokenClip]]:
-        """Clips of each batch; at most three batches a worker are under way, whatever the number of batches."""
-        if self.num_workers == 0:
-            yield from map(self.maker, batches)
-            return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.num_workers, multiprocessing.get_context("spawn"), _start_worker, (self.maker,)
-            )
-        waiting: deque[Future[list[SpokenClip]]] = deque()
-        for batch in batches:
-            waiting.append(self._pool.submit(_work, batch))
-            if len(waiting) >= 3 * self.num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        super().__init__(partial(_for_any_worker, maker), num_workers)
 
 
-_maker: ClipMaker | None = None
-
-
-def _start_worker(maker: ClipMaker) -> None:
-    global _maker
-    import torch
-
-    torch.set_num_threads(1)  # the processes share the cores
-    _maker = maker
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A killed parent cannot stop its pool, and the idle workers would wait for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(batch: Sequence[ClipRequest]) -> list[SpokenClip]:
-    assert _maker is not None
-    return _maker(batch)
+def _for_any_worker(maker: ClipMaker, number: int) -> ClipMaker:
+    """The same maker, whatever the worker's number."""
+    return maker
 
 
 def clip_word_error_rate(reference: str, hypothesis: str) -> float:

@@ -7,7 +7,10 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +18,43 @@ import numpy as np
 import torch
 
 from fac_lightning.data.audio import Span, check_sources, read_span
+from fac_lightning.data.clip_codes import code_spans
 from fac_lightning.data.dialogue import turn_span
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
-__all__ = ["CodeStore", "tokenizer_fingerprint"]
+__all__ = ["CodeStore", "SpokenTurns", "tokenizer_fingerprint"]
 
 log = logging.getLogger(__name__)
 
-SECONDS_PER_BATCH = 60.0
-MAX_BATCH = 64
-SECONDS_BETWEEN_SAVES = 20.0
+PART_BYTES = 8_000_000  # codes in a file; the file that is being filled is written anew after every batch
+SECONDS_UNTIL_LEFT = 3600.0  # after which a draft that nobody renamed was left behind by a killed process
+
+Turn = tuple[str, int]  # cut id, number of the turn
 
 
 def tokenizer_fingerprint(tokenizer: SpeechTokenizer) -> str:
-    """Hex name of a tokenizer: its class, sizes and weights. Two tokenizers that share it give the same codes."""
+    """Hex name of a tokenizer: its class, sizes and weights. Two tokenizers that share it give the same codes.
+
+    The weights of its ``detokenizer`` stay out: who speaks codes has no say in which they are.
+    """
     digest = hashlib.blake2b(digest_size=8)
     sizes = (tokenizer.sample_rate, tokenizer.hop_length, tokenizer.num_codebooks, tokenizer.codebook_size)
     digest.update(f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__} {sizes}".encode())
     for name, value in sorted(tokenizer.state_dict().items()):
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not name.startswith("detokenizer."):
             data = value.detach().cpu().contiguous()
             digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
             digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SpokenTurns:
+    """The assistant's turns that have audio."""
+
+    keys: dict[Turn, str]  # content of the audio; turns that sound alike may share one
+    spans: dict[str, Span]  # where each content is
+    bad: dict[Turn, str]  # turns whose audio cannot be found, and why
 
 
 class CodeStore:
@@ -55,6 +72,8 @@ class CodeStore:
         self.tokenizer = tokenizer
         self.folder = folder / "codes" / tokenizer_fingerprint(tokenizer)
         self._codes: dict[str, np.ndarray] = {}
+        self._part: dict[str, np.ndarray] = {}  # what the file that is being filled holds
+        self._name = ""
         for part in sorted(self.folder.glob("*.npz")):
             with np.load(part) as data:
                 pieces = np.split(data["codes"], data["lengths"].cumsum()[:-1])
@@ -64,134 +83,137 @@ class CodeStore:
         """Turns whose codes are known."""
         return len(self._codes)
 
-    def complete(self, cuts: Iterable[Any], progress: bool = True) -> dict[tuple[str, int], np.ndarray]:
+    def __contains__(self, key: str) -> bool:
+        """Whether the codes of a content are known."""
+        return key in self._codes
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """Codes ``(T, Q)`` of a content."""
+        return self._codes[key]
+
+    def complete(self, cuts: Iterable[Any], progress: bool = True) -> dict[Turn, np.ndarray]:
         """Codes ``(T, Q)`` of every spoken assistant turn, by cut id and turn number; makes those that are missing.
 
-        What is made is saved every few seconds: an interrupted call is continued by the next.
+        What is made is saved batch by batch: an interrupted call is continued by the next.
+
+        Raises:
+            ValueError: The audio of a turn cannot be read.
         """
-        keys: dict[tuple[str, int], str] = {}
-        missing: dict[str, Span] = {}
-        files: dict[str, bytes] = {}
+        turns = self.survey(cuts)
+        for reason in turns.bad.values():
+            raise ValueError(reason)
+        missing = {key: span for key, span in turns.spans.items() if key not in self}
+        keeps = True
+        with closing(code_spans(self.tokenizer, missing, progress)) as batches:
+            for made in batches:
+                for reason in made.bad.values():
+                    raise ValueError(reason)
+                self._codes.update(made.codes)
+                try:
+                    if keeps:
+                        self.add(made.codes)
+                except OSError as error:
+                    keeps = False
+                    log.warning(
+                        "Speech codes cannot be kept in %s (%s); they are computed again next time.", self.folder, error
+                    )
+        return {turn: self._codes[key] for turn, key in turns.keys.items()}
+
+    def survey(self, cuts: Iterable[Any], num_threads: int = 1, progress: bool = False) -> SpokenTurns:
+        """Content of every spoken assistant turn; reads all audio files once, ``num_threads`` at a time."""
+        spans: dict[Turn, Span] = {}
         for cut in cuts:
             for i, supervision in enumerate(cut.supervisions):
                 span = turn_span(cut, i) if supervision.speaker == "assistant" else None
                 if span is not None:
-                    key = _content_key(span, files)
-                    keys[cut.id, i] = key
-                    if key not in self._codes:
-                        missing.setdefault(key, span)
-        if missing:
-            self._make(missing, progress)
-        return {turn: self._codes[key] for turn, key in keys.items()}
+                    spans[cut.id, i] = span
+        hashes = _hash_files(spans.values(), num_threads, progress)
+        turns = SpokenTurns({}, {}, {})
+        for turn, span in spans.items():
+            try:
+                key = _content_key(span, hashes)
+            except (ValueError, OSError) as error:
+                turns.bad[turn] = str(error)
+            else:
+                turns.keys[turn] = key
+                turns.spans.setdefault(key, span)
+        return turns
 
-    def _make(self, missing: dict[str, Span], progress: bool) -> None:
-        """Tokenise turns in batches of similar length, equal audio once."""
-        from rich.console import Console
-        from rich.progress import track
+    def add(self, codes: Mapping[str, np.ndarray]) -> None:
+        """Take codes ``(T, Q)`` in; they are on disk when this returns.
 
-        seconds = {key: span.count / span.recording.sampling_rate for key, span in missing.items()}
-        batches = list(_batches(seconds))
-        seen: dict[bytes, str] = {}
-        fresh: dict[str, np.ndarray] = {}
-        saved = time.monotonic()
-        console = Console(stderr=True)
-        device = _device(self.tokenizer)
-        home = next((p.device for p in self.tokenizer.parameters()), device)
-        training = self.tokenizer.training
-        self.tokenizer.to(device).eval()
-        try:
-            for batch in track(
-                batches, "Speech codes", transient=True, disable=not (progress and console.is_terminal), console=console
-            ):
-                twins, firsts, audio = {}, [], []
-                for key in batch:
-                    samples = read_span(missing[key], self.tokenizer.sample_rate)
-                    content = hashlib.blake2b(samples.tobytes(), digest_size=16).digest()
-                    first = seen.setdefault(content, key)
-                    if first == key:
-                        firsts.append(key)
-                        audio.append(samples)
-                    else:
-                        twins[key] = first
-                for key, codes in zip(firsts, self._encode(audio, device), strict=True):
-                    self._codes[key] = fresh[key] = codes
-                for key, first in twins.items():
-                    self._codes[key] = fresh[key] = self._codes[first]
-                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    self._save(fresh)
-                    fresh, saved = {}, time.monotonic()
-        finally:
-            self.tokenizer.to(home).train(training)
-            self._save(fresh)
-
-    def _encode(self, audio: list[np.ndarray], device: torch.device) -> list[np.ndarray]:
-        """Codes ``(T, Q)`` of waveforms ``(S,)``."""
-        if not audio:
-            return []
-        lengths = torch.tensor([len(x) for x in audio])
-        batch = torch.zeros(len(audio), int(lengths.max()))
-        for i, samples in enumerate(audio):
-            batch[i, : len(samples)] = torch.from_numpy(samples)
-        with torch.inference_mode():
-            out = self.tokenizer.encode(batch.to(device), lengths.to(device))
-        codes, frames = out.codes.cpu(), out.lengths.tolist()
-        expected = [self.tokenizer.num_frames(len(x)) for x in audio]
-        wrong = next((i for i, n in enumerate(frames) if n != expected[i]), None)
-        if wrong is not None or codes.min() < 0 or codes.max() >= self.tokenizer.codebook_size:
-            i = wrong or 0
-            raise ValueError(
-                f"{type(self.tokenizer).__name__} gave {frames[i]} frames for {len(audio[i])} samples, and codes "
-                f"{int(codes.min())} to {int(codes.max())}; {expected[i]} frames and codes below "
-                f"{self.tokenizer.codebook_size} are due. fac_lightning.testing.check_tokenizer shows the contract"
-            )
-        return [codes[i, :n].numpy().astype(np.int32) for i, n in enumerate(frames)]
-
-    def _save(self, fresh: dict[str, np.ndarray]) -> None:
-        if not fresh:
+        Raises:
+            OSError: They cannot be written; they are known to this object only.
+        """
+        self._codes.update(codes)
+        if not codes:
             return
-        try:
+        if not self._name:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Several processes may save at once: each writes its own part, and renames it when it is whole.
-            name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
-            with (self.folder / f"{name}.part").open("wb") as file:
-                np.savez(
-                    file,
-                    keys=np.array(list(fresh)),
-                    codes=np.concatenate(list(fresh.values())),
-                    lengths=np.array([len(x) for x in fresh.values()]),
-                )
-            os.replace(self.folder / f"{name}.part", self.folder / f"{name}.npz")
-        except OSError as error:
-            log.warning(
-                "Speech codes cannot be kept in %s (%s); they are computed again next time.", self.folder, error
+            _drop_left_drafts(self.folder)
+            # Several processes may write at once: each has parts of its own.
+            self._name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}"
+        self._part.update(codes)
+        draft = self.folder / f"{self._name}.part"
+        with draft.open("wb") as file:
+            np.savez(
+                file,
+                keys=np.array(list(self._part)),
+                codes=np.concatenate(list(self._part.values())),
+                lengths=np.array([len(x) for x in self._part.values()]),
             )
+        os.replace(draft, self.folder / f"{self._name}.npz")  # a part that is there is whole
+        if sum(x.nbytes for x in self._part.values()) >= PART_BYTES:
+            self._part, self._name = {}, ""
 
 
-def _batches(seconds: dict[str, float]) -> Iterator[list[str]]:
-    """Keys, longest first, so that no padded batch exceeds ``SECONDS_PER_BATCH``."""
-    order = sorted(seconds, key=lambda key: -seconds[key])
-    while order:
-        size = min(MAX_BATCH, max(1, int(SECONDS_PER_BATCH / max(seconds[order[0]], 1e-3))))
-        yield order[:size]
-        order = order[size:]
+def _drop_left_drafts(folder: Path) -> None:
+    for draft in folder.glob("*.part"):
+        try:
+            if time.time() - draft.stat().st_mtime > SECONDS_UNTIL_LEFT:
+                draft.unlink()
+        except FileNotFoundError:  # another process was faster: renamed or removed
+            continue
 
 
-def _content_key(span: Span, files: dict[str, bytes]) -> str:
-    """Hash of the bytes that hold a turn's audio, and its place in them; ``files`` remembers hashes of files."""
+def _hash_files(spans: Iterable[Span], num_threads: int, progress: bool) -> dict[str, bytes | str]:
+    """Hash of the bytes of every file, or why it cannot be read."""
+    from rich.console import Console
+    from rich.progress import track
+
+    files: dict[str, Any] = {}
+    for span in spans:
+        source = span.recording.sources[0]
+        if source.type == "file" and not span.recording.transforms:
+            files.setdefault(source.source, span.recording)
+
+    def read(item: tuple[str, Any]) -> bytes | str:
+        path, recording = item
+        try:
+            check_sources(recording)
+            return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
+        except ValueError as error:
+            return str(error)
+        except OSError as error:
+            return f"recording {recording.id!r}: its audio cannot be read ({error})"
+
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
+    pool = ThreadPoolExecutor(max(1, num_threads))  # hashing holds no lock of Python's
+    try:
+        read_all = pool.map(read, files.items())
+        shown = track(read_all, "Audio files", len(files), transient=True, disable=hidden, console=console)
+        return dict(zip(files, shown, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupted survey does not read on
+
+
+def _content_key(span: Span, hashes: Mapping[str, bytes | str]) -> str:
+    """Hash of the bytes that hold a turn's audio, and its place in them."""
     source = span.recording.sources[0]
     if source.type != "file" or span.recording.transforms:
         return hashlib.blake2b(read_span(span).tobytes(), digest_size=16).hexdigest()
-    if source.source not in files:
-        check_sources(span.recording)
-        try:
-            files[source.source] = hashlib.blake2b(Path(source.source).read_bytes(), digest_size=16).digest()
-        except OSError as error:
-            raise ValueError(f"recording {span.recording.id!r}: its audio cannot be read ({error})") from error
-    return hashlib.blake2b(files[source.source] + f"{span.first}+{span.count}".encode(), digest_size=16).hexdigest()
-
-
-def _device(tokenizer: SpeechTokenizer) -> torch.device:
-    """Where to tokenise: on a GPU when there is one, else where the tokenizer is."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return next((p.device for p in tokenizer.parameters()), torch.device("cpu"))
+    found = hashes[source.source]
+    if isinstance(found, str):
+        raise ValueError(found)
+    return hashlib.blake2b(found + f"{span.first}+{span.count}".encode(), digest_size=16).hexdigest()
