@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -116,3 +117,47 @@ def test_the_command_line_runs_stages_side_by_side(tmp_path, capfd):
     assert "[1/2] one: done" in shown
     assert "[2/2] two: done" in shown
     assert (tmp_path / "run" / "two" / "provenance.json").exists()
+
+
+def wait(stage):
+    stage.out.mkdir()
+    (stage.out / "process").write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def at_work(folder):
+    """Processes of the stages that have begun, once there are two."""
+    stop = time.monotonic() + 60
+    while len(found := [int(file.read_text() or 0) for file in folder.glob("*/process")]) < 2 or 0 in found:
+        assert time.monotonic() < stop, "no two stages were ever at work"
+        time.sleep(0.05)
+    return found
+
+
+def gone(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux's /proc who is alive")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stages_end_with_the_pipeline(tmp_path, how):
+    (tmp_path / "main.py").write_text(
+        "import sys\nfrom pathlib import Path\nimport test_pipeline_jobs as jobs\n"
+        "if __name__ == '__main__':\n    folder = Path(sys.argv[1])\n"
+        "    stages = [stage for stage in jobs.plan(folder) if stage.name in ('data', 'alone')]\n"
+        "    jobs.run_pipeline(stages, folder, jobs.wait, jobs=2)\n"
+    )
+    folder = tmp_path / "run"
+    words = [sys.executable, str(tmp_path / "main.py"), str(folder)]
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE) as pipeline:
+        stages = at_work(folder)
+        pipeline.send_signal(how)
+        pipeline.communicate(timeout=60)
+    stop = time.monotonic() + 30
+    while not all(gone(process) for process in stages):
+        assert time.monotonic() < stop, "a stage works on for nobody"
+        time.sleep(0.1)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -65,7 +66,12 @@ def at_a_time(jobs: int) -> Iterator[Crew]:
         yield Crew(1, None)
         return
     with ThreadPoolExecutor(jobs, "stage") as pool:
-        yield Crew(jobs, pool)
+        try:
+            yield Crew(jobs, pool)
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()  # the pool waits for them
+            raise
 
 
 def apart(
@@ -102,6 +108,7 @@ def apart(
 
 def _work(run_stage: Callable[[Stage], Any], stage: Stage, log: Path) -> tuple[Any, float]:
     """What a stage gives, and its peak memory in megabytes."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="parent", daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -111,3 +118,10 @@ def _work(run_stage: Callable[[Stage], Any], stage: Stage, log: Path) -> tuple[A
         result = run_stage(stage)
     sys.stdout.flush()
     return result, memory.megabytes
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone: nobody would take what it gives."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
