@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fac_lightning.adapters import ConcatGrouping, StandardizedGrouping
+from fac_lightning.adapters.jitter import start_late
 from fac_lightning.testing import check_adapter
 
 
@@ -75,7 +76,7 @@ def test_dropout_and_jitter_touch_training_only():
 
 def test_jitter_moves_clips_and_keeps_their_lengths():
     frames = torch.arange(10.0).reshape(1, 10, 1).repeat(2, 1, 1)
-    late = StandardizedGrouping._late(frames, torch.tensor([10, 4]), 3)
+    late = start_late(frames, torch.tensor([10, 4]), 3)
     assert late[0, :, 0].tolist() == [3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
     assert late[1, :4, 0].tolist() == [3, 3, 3, 3]
 

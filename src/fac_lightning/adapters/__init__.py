@@ -1,6 +1,7 @@
 """Grouping and fusion: what fills one backbone position."""
 
 from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, Fusion
+from fac_lightning.adapters.code_features import CodeFeatureGrouping
 from fac_lightning.adapters.codes import CodeEmbedding, ConcatCodeGrouping, MeanCodeGrouping
 from fac_lightning.adapters.features import ConcatGrouping, MeanGrouping
 from fac_lightning.adapters.fun_audio import FunAudioCodeGrouping
@@ -11,6 +12,7 @@ __all__ = [
     "AddFusion",
     "CodeAdapter",
     "CodeEmbedding",
+    "CodeFeatureGrouping",
     "ConcatCodeGrouping",
     "ConcatGrouping",
     "FeatureAdapter",

@@ -39,6 +39,7 @@ class FeatureAdapter(nn.Module, ABC):
     group_size: int
     in_dim: int  # width of the encoder's frames
     dim: int  # width of the backbone
+    codebook_size: int | None = None  # frames are codes below it, one per codebook, as floats; None: features
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> SpeechFeatures:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fac_lightning.adapters.features import ConcatGrouping
+from fac_lightning.adapters.jitter import Jitter
 from fac_lightning.types import SpeechFeatures
 
 __all__ = ["StandardizedGrouping"]
@@ -46,9 +47,8 @@ class StandardizedGrouping(ConcatGrouping):
         super().__init__(in_dim, group_size, dim)
         if warm_frames < 1:
             raise ValueError(f"warm_frames must be at least 1, got {warm_frames}")
-        if not 0 <= jitter < group_size:
-            raise ValueError(f"jitter must lie between 0 and group_size - 1 ({group_size - 1}), got {jitter}")
-        self.warm_frames, self.jitter = warm_frames, jitter
+        self.warm_frames = warm_frames
+        self.jitter = Jitter(jitter, group_size)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("square", torch.ones(in_dim))  # mean of squared deviations
@@ -59,16 +59,7 @@ class StandardizedGrouping(ConcatGrouping):
         if self.training and features.numel() and self.count < self.warm_frames:
             self._observe(features, lengths)
         scaled = (features - self.mean.to(features.dtype)) * self.square.clamp_min(1e-8).rsqrt().to(features.dtype)
-        if self.training and self.jitter and features.numel():
-            scaled = self._late(scaled, lengths, int(torch.randint(self.jitter + 1, ())))
-        return super().forward(self.dropout(scaled), lengths)
-
-    @staticmethod
-    def _late(frames: Tensor, lengths: Tensor, late: int) -> Tensor:
-        """Clips without their first ``late`` frames; the last frame is repeated, so that lengths stay."""
-        steps = torch.arange(frames.shape[1], device=frames.device) + late
-        last = (lengths.to(frames.device) - 1).clamp_min(0)
-        return frames.gather(1, torch.minimum(steps, last[:, None])[..., None].expand_as(frames))
+        return super().forward(self.dropout(self.jitter(scaled, lengths)), lengths)
 
     @torch.no_grad()
     def _observe(self, features: Tensor, lengths: Tensor) -> None:

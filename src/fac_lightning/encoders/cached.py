@@ -24,7 +24,8 @@ class CachedEncoder(SpeechEncoder):
     A clip is known by the content of its samples, so order, batching and file names do not matter; audio that is
     changed at random every epoch (noise, speed) never repeats and gains nothing. Features are kept and given out at
     half precision, the first time too, so a run with a warm cache equals one with a cold cache. They take
-    ``2 * dim * frame_rate`` bytes a second of speech: 138 MB an hour for Whisper tiny.
+    ``2 * dim * frame_rate`` bytes a second of speech: 138 MB an hour for Whisper tiny. Frames that are codes are kept
+    exactly, in single precision.
 
     The inner encoder stays in ``eval`` and without gradients, and its weights stay in the ``state_dict``. Changed
     weights get a cache of their own.
@@ -39,6 +40,7 @@ class CachedEncoder(SpeechEncoder):
         self.encoder = encoder.requires_grad_(False).eval()
         self.folder = folder
         self.sample_rate, self.hop_length, self.dim = encoder.sample_rate, encoder.hop_length, encoder.dim
+        self.codebook_size = encoder.codebook_size
         self._store: FeatureStore | None = None
         self._fingerprint: str | None = None
         self._seen: tuple[tuple[int, int], ...] = ()  # address and version of every weight at the last forward
@@ -68,6 +70,8 @@ class CachedEncoder(SpeechEncoder):
                 store[key] = fresh[index, : frames[row]]
 
         dtype = next((weight.dtype for weight in self.encoder.parameters()), torch.float32)
+        if self.codebook_size is not None:
+            dtype = torch.float32
         features = torch.zeros(len(keys), -(-audio.shape[1] // self.hop_length), self.dim, dtype=dtype)
         for row, key in enumerate(keys):
             features[row, : frames[row]] = store[key]
@@ -89,7 +93,10 @@ class CachedEncoder(SpeechEncoder):
         if self._store is None or seen != self._seen:
             fingerprint = self.fingerprint()
             if self._store is None or fingerprint != self._fingerprint:
-                self._store = FeatureStore(None if self.folder is None else Path(self.folder) / fingerprint)
+                self._store = FeatureStore(
+                    None if self.folder is None else Path(self.folder) / fingerprint,
+                    torch.float16 if self.codebook_size is None else torch.float32,
+                )
             self._fingerprint, self._seen = fingerprint, seen
         return self._store
 
@@ -97,6 +104,9 @@ class CachedEncoder(SpeechEncoder):
         """Name of this encoder with these weights: its class, shapes, and a sample of every weight's values."""
         digest = hashlib.blake2b(digest_size=KEY_BYTES)
         digest.update(f"{type(self.encoder).__module__}.{type(self.encoder).__qualname__}|{self.hop_length}".encode())
+        if self.codebook_size is not None:  # tokenizers may differ in what no weight shows
+            parts = [f"{name} {type(part).__qualname__}" for name, part in self.encoder.named_modules()]
+            digest.update(f"|{self.dim} codes of {self.codebook_size}|{parts}".encode())
         for name, weight in self._weights().items():
             flat = weight.detach().flatten()
             sample = flat[:: max(1, flat.numel() // _SAMPLES_PER_WEIGHT)].float().cpu().numpy().tobytes()

@@ -15,10 +15,11 @@ __all__ = ["FeatureStore"]
 
 _HEADER = struct.Struct("<16sII")  # key, frames, width
 KEY_BYTES = 16
+_FORMATS = {torch.float16: "<f2", torch.float32: "<f4"}
 
 
 class FeatureStore:
-    """Half-precision features ``(T, D)`` under 16-byte keys.
+    """Features ``(T, D)`` under 16-byte keys.
 
     Without a folder they stay in memory. With one they are appended to files and read back from there when asked
     for: a record is a header (key, T, D) and the numbers. Every process writes a file of its own, and a record that
@@ -26,16 +27,18 @@ class FeatureStore:
 
     Args:
         folder: Where to keep the files; ``None`` keeps everything in memory.
+        dtype: How they are kept: float16, or float32 for numbers that must stay as they are. A folder holds one type.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, dtype: torch.dtype = torch.float16) -> None:
+        self.folder, self.dtype = folder, dtype
+        self._numbers = _FORMATS[dtype]
         self._memory: dict[bytes, Tensor] = {}
         self._places: dict[bytes, tuple[Path, int, int, int]] = {}  # file, offset, frames, width
         self._own: Path | None = None
         if folder is not None:
             for file in sorted(folder.glob("*.features")):
-                self._places |= _index(file)
+                self._places |= _index(file, dtype.itemsize)
 
     def __len__(self) -> int:
         return len(self._memory) + len(self._places)
@@ -44,18 +47,18 @@ class FeatureStore:
         return key in self._memory or key in self._places
 
     def __getitem__(self, key: bytes) -> Tensor:
-        """Features ``(T, D)``, float16 on the CPU."""
+        """Features ``(T, D)`` of type ``dtype`` on the CPU."""
         if self.folder is None:
             return self._memory[key]
         file, offset, frames, width = self._places[key]
         with file.open("rb") as stream:
             stream.seek(offset)
-            data = stream.read(2 * frames * width)
-        return torch.from_numpy(np.frombuffer(bytearray(data), "<f2").reshape(frames, width))
+            data = stream.read(self.dtype.itemsize * frames * width)
+        return torch.from_numpy(np.frombuffer(bytearray(data), self._numbers).reshape(frames, width))
 
     def __setitem__(self, key: bytes, features: Tensor) -> None:
         """Keep features ``(T, D)``; they are on disk when this returns."""
-        features = features.detach().to("cpu", torch.float16).contiguous()
+        features = features.detach().to("cpu", self.dtype).contiguous()
         if self.folder is None:
             self._memory[key] = features.clone()
             return
@@ -65,11 +68,12 @@ class FeatureStore:
         frames, width = features.shape
         with self._own.open("ab") as stream:
             offset = stream.tell() + _HEADER.size
-            stream.write(_HEADER.pack(key, frames, width) + features.numpy().astype("<f2", copy=False).tobytes())
+            numbers = features.numpy().astype(self._numbers, copy=False).tobytes()
+            stream.write(_HEADER.pack(key, frames, width) + numbers)
         self._places[key] = (self._own, offset, frames, width)
 
 
-def _index(file: Path) -> dict[bytes, tuple[Path, int, int, int]]:
+def _index(file: Path, number_bytes: int) -> dict[bytes, tuple[Path, int, int, int]]:
     """Where the whole records of a file are."""
     places = {}
     size = file.stat().st_size
@@ -77,8 +81,8 @@ def _index(file: Path) -> dict[bytes, tuple[Path, int, int, int]]:
         while len(header := stream.read(_HEADER.size)) == _HEADER.size:
             key, frames, width = _HEADER.unpack(header)
             offset = stream.tell()
-            if offset + 2 * frames * width > size:
+            if offset + number_bytes * frames * width > size:
                 break  # the run that wrote it was stopped here
             places[key] = (file, offset, frames, width)
-            stream.seek(2 * frames * width, os.SEEK_CUR)
+            stream.seek(number_bytes * frames * width, os.SEEK_CUR)
     return places

@@ -17,6 +17,7 @@ from fac_lightning.backbones.base import Backbone
 from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.heads.base import SpeechHead
 from fac_lightning.losses import chunked_logprobs
+from fac_lightning.models.agreement import agree, agree_on_frames
 from fac_lightning.types import IGNORE, HeadOutput, SpeechGeometry, SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["SpeechLM"]
@@ -62,19 +63,13 @@ class SpeechLM(nn.Module):
                 "(fac_lightning.adapters.SumFusion or MeanFusion)"
             )
         if encoder is not None and feature_adapter is not None:
-            _agree(
-                "feature_adapter.in_dim",
-                feature_adapter.in_dim,
-                "encoder.dim",
-                encoder.dim,
-                "model.feature_adapter.in_dim",
-            )
+            agree_on_frames(encoder, feature_adapter)
         for name, part in (("feature_adapter", feature_adapter), ("code_adapter", code_adapter), ("head", head)):
             if part is not None:
-                _agree(f"{name}.dim", part.dim, "backbone.dim", backbone.dim, "vars.dim")
+                agree(f"{name}.dim", part.dim, "backbone.dim", backbone.dim, "vars.dim")
         if head is not None and code_adapter is not None:
             for size in ("group_size", "codebook_size", "num_codebooks"):
-                _agree(
+                agree(
                     f"code_adapter.{size}",
                     getattr(code_adapter, size),
                     f"head.{size}",
@@ -254,8 +249,3 @@ class SpeechLM(nn.Module):
                 if parameter.requires_grad:
                     zero = zero + parameter.flatten()[:1].sum() * 0
         return zero
-
-
-def _agree(name: str, value: int, other_name: str, other: int, key: str) -> None:
-    if value != other:
-        raise ValueError(f"{name} ({value}) != {other_name} ({other}): set {key} to {other}")

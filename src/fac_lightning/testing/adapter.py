@@ -82,7 +82,11 @@ def _check_codes(part: CodeAdapter, generator: torch.Generator, atol: float) -> 
 def _check_features(part: FeatureAdapter, generator: torch.Generator, atol: float) -> None:
     k = part.group_size
     lengths = torch.tensor([2 * k + 1, k, 0, 3 * k])
-    features = torch.randn(4, 3 * k, part.in_dim, generator=generator)
+    size, shape = part.codebook_size, (4, 3 * k, part.in_dim)
+    if size is None:
+        features = torch.randn(shape, generator=generator)
+    else:  # frames are codes
+        features = torch.randint(size, shape, generator=generator).float()
     features = features.masked_fill((torch.arange(3 * k) >= lengths[:, None])[..., None], 0)
     out = part(features, lengths)
     assert out.features.shape == (4, 3, part.dim), f"expected (4, 3, {part.dim}), got {tuple(out.features.shape)}"
@@ -93,11 +97,26 @@ def _check_features(part: FeatureAdapter, generator: torch.Generator, atol: floa
         assert not out.features[row, positions:].any(), "positions after a row's length must be zero"
     changed = features.clone()
     changed[3, k : 2 * k] += 1
+    if size is not None:
+        changed %= size
     same = torch.tensor([True, False, True])
     _same(out.features[3, same], part(changed, lengths).features[3, same], atol, "a position must see its group alone")
     assert not torch.equal(out.features[3, 1], part(changed, lengths).features[3, 1]), "a position must see its group"
+    if size is not None:
+        _check_each_code(part, features[3:], size)
     assert part(features[:0], lengths[:0]).features.shape == (0, 3, part.dim), "no clips must give no positions"
     assert part(features[:0, :0], lengths[:0]).features.shape == (0, 0, part.dim), "no frames must give no positions"
+
+
+def _check_each_code(part: FeatureAdapter, frames: Tensor, size: int) -> None:
+    lengths = torch.tensor([frames.shape[1]])
+    for frame in range(part.group_size):
+        for codebook in range(part.in_dim):
+            changed = frames.clone()
+            changed[0, frame, codebook] = (changed[0, frame, codebook] + 1) % size
+            assert not torch.equal(part(changed, lengths).features, part(frames, lengths).features), (
+                f"the code at frame {frame}, codebook {codebook} must matter"
+            )
 
 
 def _same(left: Tensor, right: Tensor, atol: float, promise: str) -> None:

@@ -51,6 +51,11 @@ def check_encoder(encoder: SpeechEncoder, num_frames: int = 7, atol: float = 1e-
         assert not features[beyond].any(), "features after a row's length must be zero"
 
         tolerance = atol * float(features.abs().max())
+        if part.codebook_size is not None:  # frames are codes
+            tolerance = 0.0
+            low, high = float(features.min()), float(features.max())
+            whole = torch.equal(features, features.round()) and 0 <= low <= high < part.codebook_size
+            assert whole, f"codes must be whole numbers in [0, {part.codebook_size}), got {low:g} to {high:g}"
         for row, (count, length) in enumerate(zip(counts, expected, strict=True)):
             if count == 0:
                 continue
