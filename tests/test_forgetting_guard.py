@@ -21,6 +21,8 @@ from torch import nn
 
 import fac_lightning.text_probe as probe
 from fac_lightning.callbacks import ForgettingGuard, WeightMerging
+from fac_lightning.cli.build import build_trainer
+from fac_lightning.config import load
 from fac_lightning.merging import LinearMerge
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.tasks import SpeechSFT, TextPretraining
@@ -516,3 +518,14 @@ def test_scores_of_nothing_but_rounding_are_zero(world):
     nudged = replace(base, logprobs=base.logprobs - 1e-6)
     assert score_texts(tiny_backbone(), lines, nudged).kl == 0
     assert math.isfinite(score_texts(tiny_backbone(), lines, base).loss)
+
+
+@pytest.mark.parametrize("stage", ["cocktail_1", "cocktail_2"])
+def test_the_stages_of_core_cocktail_are_guarded_by_recipe(tmp_path, stage):
+    recipe = load(f"tiny/{stage}", [f"vars.run={tmp_path}"])
+    (guard,) = (one for one in build_trainer(recipe).callbacks if isinstance(one, ForgettingGuard))
+    assert (guard.text, guard.folder) == (f"{tmp_path}/world/text", tmp_path / "guard")  # one curve for both
+    assert guard.text_tokenizer == recipe.tree["data"]["text_tokenizer"]
+    assert guard.system == recipe.tree["data"]["system_prompts"]["T2T"]
+    assert 0 < guard.every_n_steps < recipe.tree["trainer"]["max_steps"]
+    assert guard.stage is None  # the name of the run folder: that of the stage
