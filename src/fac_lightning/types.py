@@ -115,6 +115,7 @@ class SpeechFeatures:
 
     features: Tensor  # (B, T, D) float
     lengths: Tensor  # (B,) int64, frames
+    present: Tensor | None = None  # (B, T) bool, frames that hold something; None: all up to each length
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,30 @@
 """Grouping and fusion: what fills one backbone position."""
 
-from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, Fusion
+from fac_lightning.adapters.attention import AttentionCodeGrouping, AttentionGrouping
+from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, FrameStream, Fusion
+from fac_lightning.adapters.cif import CIFGrouping
 from fac_lightning.adapters.code_features import CodeFeatureGrouping
 from fac_lightning.adapters.codes import CodeEmbedding, ConcatCodeGrouping, MeanCodeGrouping
+from fac_lightning.adapters.conv import ConvGrouping
 from fac_lightning.adapters.features import ConcatGrouping, MeanGrouping
 from fac_lightning.adapters.fun_audio import FunAudioCodeGrouping
 from fac_lightning.adapters.fusion import AddFusion, MeanFusion, SumFusion
+from fac_lightning.adapters.patch_transformer import TransformerCodeGrouping, TransformerGrouping
 from fac_lightning.adapters.standardized import StandardizedGrouping
 
 __all__ = [
     "AddFusion",
+    "AttentionCodeGrouping",
+    "AttentionGrouping",
+    "CIFGrouping",
     "CodeAdapter",
     "CodeEmbedding",
     "CodeFeatureGrouping",
     "ConcatCodeGrouping",
     "ConcatGrouping",
+    "ConvGrouping",
     "FeatureAdapter",
+    "FrameStream",
     "FunAudioCodeGrouping",
     "Fusion",
     "MeanCodeGrouping",
@@ -23,4 +32,6 @@ __all__ = [
     "MeanGrouping",
     "StandardizedGrouping",
     "SumFusion",
+    "TransformerCodeGrouping",
+    "TransformerGrouping",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from fac_lightning.types import SpeechFeatures
 
-__all__ = ["CodeAdapter", "FeatureAdapter", "Fusion"]
+__all__ = ["CodeAdapter", "FeatureAdapter", "FrameStream", "Fusion"]
 
 
 class CodeAdapter(nn.Module, ABC):
@@ -29,21 +32,65 @@ class CodeAdapter(nn.Module, ABC):
         """Embeddings ``(C, dim)`` of groups ``(C, group_size, num_codebooks)``; special codes allowed."""
 
 
+@dataclass
+class FrameStream:
+    """Frames of B clips that wait for the rest of their group; the clips advance together."""
+
+    frames: Tensor  # (B, r, in_dim)
+
+
 class FeatureAdapter(nn.Module, ABC):
     """Fold ``group_size`` feature frames into one backbone position.
 
-    Contract (``check_adapter``): ``T`` frames give ``ceil(T / group_size)`` positions, position ``i`` depends on the
-    frames of group ``i`` alone, and padding a row changes none of its positions.
+    Contract (``check_adapter``): ``T`` frames give ``ceil(T / group_size)`` positions, which stand in time where their
+    groups do; a position sees what ``context`` says; padding a row changes none of its positions; and frames that come
+    bit by bit (``new_state``, ``step`` ..., ``finish``) give the positions that they give at once.
     """
 
     group_size: int
     in_dim: int  # width of the encoder's frames
     dim: int  # width of the backbone
     codebook_size: int | None = None  # frames are codes below it, one per codebook, as floats; None: features
+    context: Literal["group", "past"] = "group"  # a position sees its own group alone, or earlier frames too
+    variable_rate: bool = False  # ``SpeechFeatures.present`` says at which positions something came out
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> SpeechFeatures:
         """Positions ``(B, ceil(T / group_size), dim)`` of frames ``(B, T, in_dim)``."""
+
+    def new_state(self, batch_size: int) -> Any:
+        """State of ``batch_size`` clips of which nothing was heard yet, for ``step``."""
+        like = next(self.parameters(), torch.empty(0))
+        return FrameStream(like.new_zeros(batch_size, 0, self.in_dim))
+
+    def step(self, features: Tensor, state: Any) -> SpeechFeatures:
+        """Positions ``(B, P, dim)`` that the next frames ``(B, t, in_dim)`` complete; ``state`` moves on.
+
+        A position comes out with the last frame of its group, at the latest with the first one after it. This one
+        serves every adapter whose ``context`` is ``group``.
+        """
+        if self.context != "group":
+            raise NotImplementedError(
+                f"{type(self).__name__} sees the past, which the step of groups would cut off; give it new_state, step "
+                "and finish of its own"
+            )
+        frames = torch.cat([state.frames, features], dim=1)
+        whole = frames.shape[1] // self.group_size * self.group_size
+        state.frames = frames[:, whole:]
+        return self._at_once(frames[:, :whole])
+
+    def finish(self, state: Any) -> SpeechFeatures:
+        """Positions ``(B, P, dim)`` of the frames that still wait: the clips end here."""
+        return self._at_once(state.frames)
+
+    def _at_once(self, frames: Tensor) -> SpeechFeatures:
+        rows, length = frames.shape[:2]
+        if length == 0:
+            return SpeechFeatures(
+                frames.new_zeros(rows, 0, self.dim), torch.zeros(rows, dtype=torch.long, device=frames.device)
+            )
+        positions: SpeechFeatures = self(frames, torch.full((rows,), length, device=frames.device))
+        return positions
 
 
 class Fusion(nn.Module, ABC):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fac_lightning.adapters.base import CodeAdapter
 from fac_lightning.types import code_vocab_size, pad_code
 
-__all__ = ["CodeEmbedding", "ConcatCodeGrouping", "MeanCodeGrouping"]
+__all__ = ["CodeEmbedding", "CodeGrouping", "ConcatCodeGrouping", "MeanCodeGrouping"]
 
 
 class CodeEmbedding(nn.Module):
@@ -39,8 +39,16 @@ class CodeEmbedding(nn.Module):
         return summed
 
 
-class _CodeGrouping(CodeAdapter):
-    """What both groupings share: the table and the checks."""
+class CodeGrouping(CodeAdapter):
+    """What groupings of codes share: the table and the sizes.
+
+    Args:
+        codebook_size: Codes per codebook, special codes not counted.
+        group_size: Frames per position, k.
+        dim: Width of the backbone.
+        num_codebooks: Q.
+        embed_dim: Width of a frame's embedding; ``dim`` when None.
+    """
 
     def __init__(
         self, codebook_size: int, group_size: int, dim: int, num_codebooks: int, embed_dim: int | None
@@ -61,7 +69,7 @@ class _CodeGrouping(CodeAdapter):
         self.embed = CodeEmbedding(codebook_size, num_codebooks, self.embed_dim)
 
 
-class ConcatCodeGrouping(_CodeGrouping):
+class ConcatCodeGrouping(CodeGrouping):
     """Concatenate the embeddings of a group's frames and project them to one position.
 
     ``g_i = Linear(Concat(s_ik .. s_(i+1)k-1))``, equation 1 of the Fun-Audio-Chat report
@@ -87,7 +95,7 @@ class ConcatCodeGrouping(_CodeGrouping):
         return projected
 
 
-class MeanCodeGrouping(_CodeGrouping):
+class MeanCodeGrouping(CodeGrouping):
     """Average the embeddings of a group's frames and project the mean, as the released Fun-Audio-Chat does.
 
     The mean is over all ``group_size`` frames: a pad frame counts as a zero vector. No bias.

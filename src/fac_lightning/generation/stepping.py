@@ -72,10 +72,10 @@ def read_prompt(
         memory: What the head remembers; None where nothing is to be said.
         before: The reply before, whose last position has not been seen yet.
     """
-    batch = to_device(batch, state.mask.device)
-    embeds, mask = left_pad(model.embed(batch), batch.lengths)
+    prompt = model.read(to_device(batch, state.mask.device))
+    embeds, mask = left_pad(prompt.embeds, prompt.batch.lengths)
     reads = memory is not None and memory.whole_sequence
-    text = left_pad(prompt_text(model, batch), batch.lengths)[0] if reads else embeds[..., :0]
+    text = left_pad(prompt_text(model, prompt.batch), prompt.batch.lengths)[0] if reads else embeds[..., :0]
     if before is not None:
         embeds = torch.cat([before.pending, embeds], dim=1)
         text = torch.cat([before.pending_text, text], dim=1) if reads else embeds[..., :0]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fac_lightning.adapters.base import FeatureAdapter
+from fac_lightning.adapters.base import FeatureAdapter, Fusion
 from fac_lightning.encoders.base import SpeechEncoder
 
-__all__ = ["agree", "agree_on_frames"]
+__all__ = ["agree", "agree_on_empty_positions", "agree_on_frames"]
 
 
 def agree(name: str, value: int, other_name: str, other: int, key: str) -> None:
@@ -36,3 +36,17 @@ def agree_on_frames(encoder: SpeechEncoder, adapter: FeatureAdapter) -> None:
         agree("feature_adapter.codebook_size", taken, "encoder.codebook_size", given, key)
     key = f"model.feature_adapter.{'in_dim' if given is None else 'num_codebooks'}"
     agree("feature_adapter.in_dim", adapter.in_dim, "encoder.dim", encoder.dim, key)
+
+
+def agree_on_empty_positions(adapter: FeatureAdapter, fusion: Fusion) -> None:
+    """Refuse an adapter that leaves positions empty where the fusion reads codes at every one of them.
+
+    Raises:
+        ValueError: They do not go together.
+    """
+    if adapter.variable_rate and fusion.reads_user_codes:
+        raise ValueError(
+            f"feature_adapter {type(adapter).__name__} leaves positions of user speech out, but fusion "
+            f"{type(fusion).__name__} reads codes at every one of them; take another fusion "
+            "(fac_lightning.adapters.SumFusion or MeanFusion), or an adapter of a fixed rate"
+        )

@@ -17,7 +17,8 @@ from fac_lightning.backbones.base import Backbone
 from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.heads.base import SpeechHead
 from fac_lightning.losses import chunked_logprobs
-from fac_lightning.models.agreement import agree, agree_on_frames
+from fac_lightning.models.agreement import agree, agree_on_empty_positions, agree_on_frames
+from fac_lightning.models.unheard import EmbeddedLine, without_unheard
 from fac_lightning.types import IGNORE, HeadOutput, SpeechGeometry, SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["SpeechLM"]
@@ -64,6 +65,8 @@ class SpeechLM(nn.Module):
             )
         if encoder is not None and feature_adapter is not None:
             agree_on_frames(encoder, feature_adapter)
+        if feature_adapter is not None and fusion is not None:
+            agree_on_empty_positions(feature_adapter, fusion)
         for name, part in (("feature_adapter", feature_adapter), ("code_adapter", code_adapter), ("head", head)):
             if part is not None:
                 agree(f"{name}.dim", part.dim, "backbone.dim", backbone.dim, "vars.dim")
@@ -112,12 +115,16 @@ class SpeechLM(nn.Module):
             ValueError: Rows continue other rows, but backbone or head only know rows that stand alone.
         """
         parents = () if batch.parents is None else (self._checked(batch.parents),)
-        hidden = self.backbone(self.embed(batch), batch.position_ids, batch.lengths, *parents)
-        positions = (batch.text_labels != IGNORE).nonzero().squeeze(1)
+        read = self.read(batch)
+        line = read.batch
+        hidden = self.backbone(read.embeds, line.position_ids, line.lengths, *parents)
+        positions = (line.text_labels != IGNORE).nonzero().squeeze(1)
         logprobs, correct = chunked_logprobs(
-            hidden.index_select(0, positions), self.backbone.output_weight, batch.text_labels[positions]
+            hidden.index_select(0, positions), self.backbone.output_weight, line.text_labels[positions]
         )
-        speech = self._say(batch, hidden)
+        speech = self._say(line, hidden)
+        if read.kept is not None:
+            positions = read.kept[positions]
         return SpeechLMOutput(logprobs, correct, positions, speech, self.auxiliary_losses())
 
     @property
@@ -137,11 +144,26 @@ class SpeechLM(nn.Module):
         return {name: loss for name, loss in losses.items() if loss is not None}
 
     def embed(self, batch: SpeechTextBatch) -> Tensor:
-        """Fused embeddings ``(N, D)`` of a packed line.
+        """Fused embeddings ``(N, D)`` of a packed line; fewer than N where the adapter left positions out (``read``).
+
+        Raises:
+            ValueError: As ``read``.
+        """
+        return self.read(batch).embeds
+
+    def read(self, batch: SpeechTextBatch) -> EmbeddedLine:
+        """Fused embeddings of a packed line, without the positions at which nothing was heard.
 
         Raises:
             ValueError: The batch holds a stream whose slot is empty, or speech features and positions do not agree.
         """
+        heard, kept = None, None
+        if self.feature_adapter is not None or batch.feature_positions.numel():
+            heard, came_out = self._listen(batch.audio.audio, batch.audio.lengths)
+            self._fit(heard, batch.feature_positions)
+            if came_out is not None:
+                heard = heard[came_out]
+                batch, kept = without_unheard(batch, came_out)
         text = self.backbone.embed(batch.text_ids.masked_fill(~batch.text_mask, 0))
         text = text.masked_fill(~batch.text_mask[:, None], 0)
         streams, present = [text], [batch.text_mask]
@@ -153,17 +175,22 @@ class SpeechLM(nn.Module):
                 f"the batch holds {batch.codes.shape[0]} groups of codes but the model has no code_adapter; "
                 "name one in the recipe, or take modes without speech output"
             )
-        if self.feature_adapter is not None or batch.feature_positions.numel():
-            self._place(self.hear(batch.audio.audio, batch.audio.lengths), batch.feature_positions, streams, present)
+        if heard is not None:
+            self._place(heard, batch.feature_positions, streams, present)
         stacked, there = torch.stack(streams), torch.stack(present)  # (streams, N, D), (streams, N)
         fused: Tensor = stacked.sum(0) if self.fusion is None else self.fusion(stacked, there)
-        return fused
+        return EmbeddedLine(fused, batch, kept)
 
     def hear(self, audio: Tensor, lengths: Tensor) -> Tensor:
         """Positions ``(F, D)`` of waveforms ``(A, S)`` at ``geometry.sample_rate``, clip after clip, no padding.
 
-        All clips go through the encoder in one call. With no clip the encoder does not run.
+        All clips go through the encoder in one call. With no clip the encoder does not run. Positions at which an
+        adapter of a variable rate gives nothing are zero.
         """
+        return self._listen(audio, lengths)[0]
+
+    def _listen(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What ``hear`` gives, and at which of it something came out ``(F,)``; None at all."""
         if self.encoder is None or self.feature_adapter is None:
             raise ValueError(
                 "the batch holds user speech but the model has no encoder and feature_adapter; "
@@ -172,22 +199,24 @@ class SpeechLM(nn.Module):
         if audio.shape[0] == 0:
             empty = self.backbone.output_weight.new_zeros(0, 0, self.feature_adapter.in_dim)
             positions = self.feature_adapter(empty, lengths)
-            nothing: Tensor = positions.features.flatten(0, 1) + self._untouched_encoder()
-            return nothing
+            return positions.features.flatten(0, 1) + self._untouched_encoder(), None
         features = self.encoder(audio, lengths)
         positions = self.feature_adapter(features.features, features.lengths)
         steps = torch.arange(positions.features.shape[1], device=audio.device)
-        heard: Tensor = positions.features[steps < positions.lengths[:, None]]
-        return heard
+        inside = steps < positions.lengths[:, None]
+        return positions.features[inside], None if positions.present is None else positions.present[inside]
 
-    def _place(self, values: Tensor, positions: Tensor, streams: list[Tensor], present: list[Tensor]) -> None:
-        """Add a stream ``(N, D)`` that holds ``values`` at ``positions`` and zero elsewhere."""
-        text, _ = streams[0], present[0]
+    def _fit(self, values: Tensor, positions: Tensor) -> None:
         if values.shape[0] != positions.shape[0]:
             raise ValueError(
                 f"{values.shape[0]} speech embeddings for {positions.shape[0]} positions; layout and model must have "
                 f"the same geometry, the model's is {self.geometry}"
             )
+
+    def _place(self, values: Tensor, positions: Tensor, streams: list[Tensor], present: list[Tensor]) -> None:
+        """Add a stream ``(N, D)`` that holds ``values`` at ``positions`` and zero elsewhere."""
+        text, _ = streams[0], present[0]
+        self._fit(values, positions)
         streams.append(torch.zeros_like(text).index_copy(0, positions, values.to(text.dtype)))
         present.append(torch.zeros_like(present[0]).index_fill(0, positions, True))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch import Tensor
 
 from fac_lightning.adapters import CodeAdapter, FeatureAdapter, Fusion
-from fac_lightning.types import bos_code, eos_code, pad_code
+from fac_lightning.types import SpeechFeatures, bos_code, eos_code, pad_code
 
 __all__ = ["check_adapter", "check_fusion"]
 
@@ -81,31 +82,98 @@ def _check_codes(part: CodeAdapter, generator: torch.Generator, atol: float) -> 
 
 def _check_features(part: FeatureAdapter, generator: torch.Generator, atol: float) -> None:
     k = part.group_size
-    lengths = torch.tensor([2 * k + 1, k, 0, 3 * k])
-    size, shape = part.codebook_size, (4, 3 * k, part.in_dim)
+    most = 8 if part.variable_rate else 3  # enough positions that some fire
+    lengths = torch.tensor([(most - 1) * k + 1, k, 0, most * k])
+    size, shape = part.codebook_size, (4, most * k, part.in_dim)
     if size is None:
         features = torch.randn(shape, generator=generator)
     else:  # frames are codes
         features = torch.randint(size, shape, generator=generator).float()
-    features = features.masked_fill((torch.arange(3 * k) >= lengths[:, None])[..., None], 0)
+    features = features.masked_fill((torch.arange(most * k) >= lengths[:, None])[..., None], 0)
     out = part(features, lengths)
-    assert out.features.shape == (4, 3, part.dim), f"expected (4, 3, {part.dim}), got {tuple(out.features.shape)}"
-    assert out.lengths.tolist() == [3, 1, 0, 3], f"{lengths.tolist()} frames give {out.lengths.tolist()} positions"
+    want = (4, most, part.dim)
+    assert out.features.shape == want, f"expected {want}, got {tuple(out.features.shape)}"
+    assert out.lengths.tolist() == [most, 1, 0, most], (
+        f"{lengths.tolist()} frames give {out.lengths.tolist()} positions"
+    )
+    _check_present(part, out)
     for row, (frames, positions) in enumerate(zip(lengths.tolist(), out.lengths.tolist(), strict=True)):
-        alone = part(features[row : row + 1, :frames], lengths[row : row + 1]).features[0]
-        _same(out.features[row, :positions], alone, atol, "padding a row must change none of its positions")
+        alone = part(features[row : row + 1, :frames], lengths[row : row + 1])
+        _same_positions(_some(out, row, slice(positions)), _some(alone, 0), atol, "padding a row must change nothing")
         assert not out.features[row, positions:].any(), "positions after a row's length must be zero"
-    changed = features.clone()
-    changed[3, k : 2 * k] += 1
-    if size is not None:
-        changed %= size
-    same = torch.tensor([True, False, True])
-    _same(out.features[3, same], part(changed, lengths).features[3, same], atol, "a position must see its group alone")
-    assert not torch.equal(out.features[3, 1], part(changed, lengths).features[3, 1]), "a position must see its group"
+    _check_context(part, features, lengths, out, atol)
     if size is not None:
         _check_each_code(part, features[3:], size)
-    assert part(features[:0], lengths[:0]).features.shape == (0, 3, part.dim), "no clips must give no positions"
+    _check_stream(part, torch.cat([features[3:], features[3:].flip(1)]), atol)
+    assert part(features[:0], lengths[:0]).features.shape == (0, *want[1:]), "no clips must give no positions"
     assert part(features[:0, :0], lengths[:0]).features.shape == (0, 0, part.dim), "no frames must give no positions"
+
+
+def _check_present(part: FeatureAdapter, out: SpeechFeatures) -> None:
+    if not part.variable_rate:
+        assert out.present is None, "present is for adapters of a variable_rate; this one fills every position"
+        return
+    assert out.present is not None, "an adapter of a variable_rate must say which positions are present"
+    assert out.present.shape == out.features.shape[:2], "present must be (B, positions)"
+    assert out.present.dtype == torch.bool, "present must be bool"
+    inside = torch.arange(out.present.shape[1]) < out.lengths[:, None]
+    assert not (out.present & ~inside).any(), "nothing is present after a row's length"
+    assert not out.features[~out.present].any(), "positions at which nothing is present must be zero"
+
+
+def _check_context(
+    part: FeatureAdapter, features: Tensor, lengths: Tensor, before: SpeechFeatures, atol: float
+) -> None:
+    """Change the frames of the second group, and look at which positions change."""
+    k = part.group_size
+    changed = features.clone()
+    changed[3, k : 2 * k] += 1
+    if part.codebook_size is not None:
+        changed %= part.codebook_size
+    after = part(changed, lengths)
+    assert part.context in ("group", "past"), f"context must be 'group' or 'past', got {part.context!r}"
+    _same_positions(_some(before, 3, slice(1)), _some(after, 3, slice(1)), atol, "a position must see no later group")
+    if part.context == "group":
+        rest = slice(2, None)
+        promise = "a position must see its group alone (context 'group')"
+        _same_positions(_some(before, 3, rest), _some(after, 3, rest), atol, promise)
+    seen = slice(1, None) if part.variable_rate else slice(1, 2)
+    assert not torch.equal(before.features[3, seen], after.features[3, seen]), "a position must see its group"
+
+
+def _check_stream(part: FeatureAdapter, frames: Tensor, atol: float) -> None:
+    """Frames ``(2, T, in_dim)`` bit by bit."""
+    k, longest = part.group_size, frames.shape[1]
+    for length in sorted({1, 2 * k, longest - 1}):
+        whole = part(frames[:, :length], torch.full((2,), length))
+        for sizes in ((1,), (k + 1,), (3, 1, 2), (length,)):
+            streamed = _stream(part, frames[:, :length], sizes)
+            promise = f"a stream in pieces of {', '.join(map(str, sizes))} must give what {length} frames give at once"
+            _same_positions(streamed, whole, atol, promise)
+
+
+def _stream(part: FeatureAdapter, frames: Tensor, sizes: tuple[int, ...]) -> SpeechFeatures:
+    state, other = part.new_state(2), part.new_state(2)
+    pieces: list[SpeechFeatures] = []
+    at, given = 0, 0
+    for size in itertools.cycle(sizes):
+        piece = frames[:, at : at + size]
+        part.step(piece.flip(0), other)  # must not be felt: state lives in what new_state gave
+        pieces.append(part.step(piece, state))
+        at, given = at + piece.shape[1], given + pieces[-1].features.shape[1]
+        due = (at - 1) // part.group_size
+        assert given >= due, f"after {at} frames {due} positions are due, a stream gave {given}"
+        if at == frames.shape[1]:
+            break
+    pieces.append(part.finish(state))
+    for out in pieces:
+        count = out.features.shape[1]
+        assert out.lengths.tolist() == [count] * 2, f"a step gave {count} positions and the lengths {out.lengths}"
+        _check_present(part, out)
+    there = [piece.present for piece in pieces if piece.present is not None]
+    joined = torch.cat([piece.features for piece in pieces], dim=1)
+    lengths = torch.full((2,), joined.shape[1])
+    return SpeechFeatures(joined, lengths, torch.cat(there, dim=1) if there else None)
 
 
 def _check_each_code(part: FeatureAdapter, frames: Tensor, size: int) -> None:
@@ -119,7 +187,19 @@ def _check_each_code(part: FeatureAdapter, frames: Tensor, size: int) -> None:
             )
 
 
+def _some(out: SpeechFeatures, row: int, positions: slice = slice(None)) -> SpeechFeatures:
+    """Some positions of a row."""
+    present = None if out.present is None else out.present[row : row + 1, positions]
+    return SpeechFeatures(out.features[row : row + 1, positions], out.lengths[row : row + 1], present)
+
+
+def _same_positions(left: SpeechFeatures, right: SpeechFeatures, atol: float, promise: str) -> None:
+    _same(left.features, right.features, atol, promise)
+    if left.present is not None and right.present is not None:
+        assert torch.equal(left.present, right.present), f"{promise}: other positions are present"
+
+
 def _same(left: Tensor, right: Tensor, atol: float, promise: str) -> None:
-    gap = (left - right).abs().max().item() if left.numel() else 0.0
     assert left.shape == right.shape, f"{promise}: shapes {tuple(left.shape)} and {tuple(right.shape)}"
+    gap = (left - right).abs().max().item() if left.numel() else 0.0
     assert gap <= atol, f"{promise}: differs by {gap:.2e}"
