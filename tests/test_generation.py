@@ -16,7 +16,15 @@ from fac_lightning.generation import Decoding, Generator, Sampling, UserTurn
 from fac_lightning.generation.prompt import left_pad, prompt_batch, user_pieces
 from fac_lightning.generation.sampling import draw, penalize_repetition, pick, shortlist, uniforms
 from fac_lightning.generation.streams import SpeechStream, TextStream
-from fac_lightning.heads import ParallelHead, RefinedHead, TextRefinedHead
+from fac_lightning.heads import (
+    DelayHead,
+    DepthHead,
+    MultiTokenHead,
+    NestedRefinedHead,
+    ParallelHead,
+    RefinedHead,
+    TextRefinedHead,
+)
 from fac_lightning.prompts import MODES, SPECIAL_TOKENS, ChatFormat
 from fac_lightning.replies import close_group
 from fac_lightning.testing.tiny import tiny_speech_lm
@@ -275,6 +283,11 @@ class Recorder:
         (RefinedHead, 2, 2),
         (TextRefinedHead, 1, 2),
         (ParallelHead, 1, 0),
+        (NestedRefinedHead, 2, 2),
+        (DepthHead, 2, 0),
+        (DelayHead, 2, 2),
+        (DelayHead, 3, 0),
+        (MultiTokenHead, 2, 2),
     ],
 )
 def test_cached_generation_equals_teacher_forcing(monkeypatch, chat, kind, num_codebooks, lead_in):
@@ -309,7 +322,8 @@ def test_cached_generation_equals_teacher_forcing(monkeypatch, chat, kind, num_c
     labels = torch.from_numpy(row.speech_labels).flatten()
     forced = out.speech.logprobs.flatten()[labels >= 0]
     forced = forced[: len(forced) - num_codebooks + 1]  # of the eos frame the first code, which ends the reply
-    stepped = torch.cat(seen.speech)[: len(forced)]
+    asked = torch.cat(seen.speech).unflatten(0, (-1, 5 * num_codebooks))  # (groups, k * Q) as the head asked
+    stepped = asked[:, torch.tensor(head.order).argsort()].flatten()[: len(forced)]
     torch.testing.assert_close(stepped, forced, atol=1e-5, rtol=1e-4)
     # groups were fed back as they are laid out
     groups = decoded.codes.unflatten(1, (-1, 5))[0, : len(row.codes)]

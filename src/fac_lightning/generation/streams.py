@@ -93,9 +93,10 @@ class SpeechStream:
         self.lead = torch.full(shape, bos_code(size), device=device)
         self.silence = torch.full(shape, pad_code(size), device=device)
         self.due = torch.ones(batch_size, dtype=torch.bool, device=device)  # rows that still speak
-        self.over = ~self.due  # rows that have nothing more to say in this group
+        self.order = head.order  # places of a group as the head asks for them
+        self.ends = torch.where(self.due, head.group_size, 0)  # (B,) frames that each row has to say in this group
         self.leads = self.due  # rows that have said no real code
-        self.frame_leads = self.over  # rows whose current frame is one of bos
+        self.frame_leads = ~self.due  # rows whose current frame is one of bos
         self.seen = torch.zeros(head.num_codebooks, batch_size, code_vocab_size(size), dtype=torch.bool, device=device)
         forbidden = torch.zeros(2, code_vocab_size(size), dtype=torch.bool)  # [a code was said, none was]
         forbidden[:, [bos_code(size), pad_code(size)]] = True
@@ -121,7 +122,7 @@ class SpeechStream:
             self.memory.listen(hidden[:, None], text_embeds[:, None])
             group = self.lead
         else:
-            self.asked, self.over = 0, ~self.due
+            self.asked, self.ends = 0, torch.where(self.due, self.memory.head.group_size, 0)
             said = self.reply.close(self.memory.say(hidden, self._pick, text_embeds), self.codebook_size)
             self.due = self.due & ~said.ended
             group = torch.where(present[:, None, None], said.groups, self.silence)
@@ -133,8 +134,9 @@ class SpeechStream:
         return group, present
 
     def _pick(self, logits: Tensor) -> Tensor:
-        """Codes ``(B,)``; the head asks frame by frame and, within a frame, codebook by codebook."""
-        codebook, size = self.asked % len(self.seen), self.codebook_size
+        """Codes ``(B,)``; the head asks place by place in its ``order``, the first codebook of a frame first."""
+        frame, codebook = divmod(self.order[self.asked], len(self.seen))
+        size = self.codebook_size
         if codebook > 0:
             logits = logits.masked_fill(self.forbidden_inside, -torch.inf)
         else:
@@ -146,8 +148,8 @@ class SpeechStream:
                 code = code.masked_fill(self.frame_leads, bos_code(size))
             self.frame_leads = code == bos_code(size)
             self.leads = self.leads & (code >= size)
-        code = code.masked_fill(self.over, self.reply.filler(size))
-        self.over = self.over | (code == eos_code(size))
+        code = code.masked_fill(self.ends <= frame, self.reply.filler(size))
+        self.ends = torch.where(code == eos_code(size), self.ends.clamp_max(frame), self.ends)
         if self.sampling.repetition_penalty != 1.0:
             seen.scatter_(1, code[:, None], True)
             seen[:, bos_code(size)] = False  # the lead-in repeats by design

@@ -1,19 +1,31 @@
 """Speech heads: backbone hidden states -> groups of codes."""
 
 from fac_lightning.heads.base import SpeechHead
+from fac_lightning.heads.chain import ChainHead, ChainState
+from fac_lightning.heads.delay import DelayHead
+from fac_lightning.heads.depth import DepthHead
+from fac_lightning.heads.frame_state import FrameState
 from fac_lightning.heads.fun_audio import FunAudioHead, FunAudioState
+from fac_lightning.heads.multi_token import MultiTokenHead
+from fac_lightning.heads.nested import NestedRefinedHead
 from fac_lightning.heads.parallel import ParallelHead
-from fac_lightning.heads.refined import RefinedHead, RefinedState, TextRefinedHead
+from fac_lightning.heads.refined import RefinedHead, TextRefinedHead
 from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
 
 __all__ = [
     "CausalTransformer",
+    "ChainHead",
+    "ChainState",
+    "DelayHead",
+    "DepthHead",
+    "FrameState",
     "FunAudioHead",
     "FunAudioState",
     "KeyValueCache",
+    "MultiTokenHead",
+    "NestedRefinedHead",
     "ParallelHead",
     "RefinedHead",
-    "RefinedState",
     "SpeechHead",
     "TextRefinedHead",
 ]

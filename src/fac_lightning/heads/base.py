@@ -22,7 +22,8 @@ class SpeechHead(nn.Module, ABC):
     said, and in generation reads the positions at which it says nothing with ``read``.
 
     Contract (``fac_lightning.testing.check_head``): masked labels change nothing; replies packed together give what
-    each gives alone; ``step`` after ``step`` gives the log-probabilities of one teacher-forced pass.
+    each gives alone; ``step`` after ``step`` gives the log-probabilities of one teacher-forced pass; states know
+    nothing of each other.
     """
 
     dim: int  # width of the backbone
@@ -34,6 +35,15 @@ class SpeechHead(nn.Module, ABC):
     says_special: bool = False  # bos and pad have output rows of their own, and bos may be a label
     tied: bool = False  # shares the table of the code adapter: ``tie`` must be called
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Places ``frame * num_codebooks + codebook`` of a group in the order in which ``step`` asks for their codes.
+
+        Frame after frame unless a head says otherwise; the first codebook of a frame always comes before its others,
+        and in the order of the frames, for it is the one that ends a reply.
+        """
+        return tuple(range(self.group_size * self.num_codebooks))
+
     @abstractmethod
     def forward(
         self, hidden: Tensor, labels: Tensor, reply_lengths: Tensor, text_embeds: Tensor | None = None
@@ -42,7 +52,8 @@ class SpeechHead(nn.Module, ABC):
 
         Args:
             hidden: Conditions ``(H, dim)``, reply after reply.
-            labels: ``(H, group_size, num_codebooks)`` or IGNORE. Labels may hold ``eos``; what follows it is IGNORE.
+            labels: ``(H, group_size, num_codebooks)`` or IGNORE. Labels may hold a frame of ``eos``; the frames behind
+                it are IGNORE.
             reply_lengths: Groups per reply ``(U,)``, sums to H.
             text_embeds: ``(H, dim)``, detached, for heads with ``needs_text``.
         """
@@ -57,9 +68,10 @@ class SpeechHead(nn.Module, ABC):
     ) -> Tensor:
         """Say the next group ``(B, group_size, num_codebooks)`` after ``hidden`` ``(B, dim)``; ``state`` moves on.
 
-        ``sample`` picks codes ``(B,)`` from logits ``(B, code_vocab_size)``; logits of ``bos`` and ``pad`` are -inf
-        unless the head ``says_special``. Once a row said ``eos`` the rest of its group is filled with ``pad``; a
-        ``whole_sequence`` head remembers what ``sample`` gave there, as labels of the reply rule would have it.
+        ``sample`` picks codes ``(B,)`` from logits ``(B, code_vocab_size)``, once for every place, in ``order``; logits
+        of ``bos`` and ``pad`` are -inf unless the head ``says_special``. Once a row said ``eos`` the rest of its group
+        is filled with ``pad``; a ``whole_sequence`` head remembers what ``sample`` gave there, as labels of the reply
+        rule would have it.
         """
 
     def read(
@@ -83,3 +95,17 @@ class SpeechHead(nn.Module, ABC):
     def tie(self, table: nn.Parameter) -> None:
         """Share the table ``(rows, dim)`` of the code adapter; only for heads that are ``tied``."""
         raise ValueError(f"{type(self).__name__} has tables of its own and shares none")
+
+    def _set_sizes(self, dim: int, group_size: int, codebook_size: int, num_codebooks: int) -> None:
+        """Remember the sizes that every head has.
+
+        Raises:
+            ValueError: One is below 1.
+        """
+        if min(dim, group_size, codebook_size, num_codebooks) < 1:
+            raise ValueError(
+                "dim, group_size, codebook_size and num_codebooks must be at least 1, got "
+                f"{dim}, {group_size}, {codebook_size} and {num_codebooks}"
+            )
+        self.dim, self.group_size = dim, group_size
+        self.codebook_size, self.num_codebooks = codebook_size, num_codebooks

@@ -6,13 +6,39 @@ sampling and teacher forcing share one distribution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fac_lightning.losses import chunked_logprobs
-from fac_lightning.types import IGNORE, bos_code, eos_code, pad_code
+from fac_lightning.types import IGNORE, HeadOutput, bos_code, eos_code, pad_code
 
-__all__ = ["check_labels", "end_after_eos", "labelled_logprobs", "spread_logits"]
+__all__ = [
+    "ask",
+    "check_groups",
+    "check_labels",
+    "end_after_eos",
+    "group_output",
+    "said_before",
+    "shown",
+    "spread_logits",
+]
+
+
+def check_groups(hidden: Tensor, labels: Tensor, reply_lengths: Tensor, codebook_size: int) -> None:
+    """Refuse groups that do not agree, and labels ``(H, k, Q)`` that a head cannot say.
+
+    Raises:
+        ValueError: ``hidden`` ``(H, dim)``, ``labels`` and ``reply_lengths`` count different groups; or a label.
+    """
+    if int(reply_lengths.sum()) != hidden.shape[0] or labels.shape[0] != hidden.shape[0]:
+        raise ValueError(
+            f"{hidden.shape[0]} hidden states, {labels.shape[0]} groups of labels and reply_lengths that sum to "
+            f"{int(reply_lengths.sum())} do not agree; pass one label group and one hidden state per group said"
+        )
+    check_labels(labels, codebook_size)
 
 
 def check_labels(labels: Tensor, codebook_size: int) -> None:
@@ -37,24 +63,39 @@ def check_labels(labels: Tensor, codebook_size: int) -> None:
         )
 
 
-def labelled_logprobs(
-    hidden: Tensor, weight: Tensor, labels: Tensor, codebook_size: int, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the labelled rows only, zero elsewhere.
+def group_output(
+    states: Tensor, weight: Tensor, labels: Tensor, codebook_size: int, bias: Tensor | None = None
+) -> HeadOutput:
+    """Output of a head whose last layer has a matrix for each of P places: one codebook, or one place of a group.
 
     Args:
-        hidden: ``(M, W)``.
-        weight: ``(codebook_size + 1, W)``.
-        labels: ``(M,)`` codes, ``eos`` or IGNORE, checked.
+        states: ``(M, P, W)``, where ``M * P = H * k * Q``.
+        weight: ``(P * (codebook_size + 1), W)``.
+        labels: ``(H, k, Q)`` codes, ``eos`` or IGNORE, checked.
         codebook_size: Real codes.
-        bias: ``(codebook_size + 1,)``.
-
-    Returns:
-        Log-probabilities ``(M,)`` float32 and ``correct`` ``(M,)`` bool.
+        bias: ``(P * (codebook_size + 1),)``.
     """
+    targets, count = labels.reshape(states.shape[:2]), states.shape[1]
+    matrices = weight.unflatten(0, (count, -1))
+    biases = [None] * count if bias is None else bias.unflatten(0, (count, -1))
+    found = [
+        _labelled_logprobs(states[:, place], matrices[place], targets[:, place], codebook_size, biases[place])
+        for place in range(count)
+    ]
+    return HeadOutput(
+        logprobs=torch.stack([logprobs for logprobs, _ in found], 1).view(labels.shape),
+        correct=torch.stack([correct for _, correct in found], 1).view(labels.shape),
+        mask=labels != IGNORE,
+    )
+
+
+def _labelled_logprobs(
+    states: Tensor, matrix: Tensor, labels: Tensor, codebook_size: int, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities ``(M,)`` of the labelled rows, zero elsewhere, and whether each is the most likely code."""
     rows = (labels != IGNORE).nonzero().squeeze(1)
     targets = labels[rows].clamp_max(codebook_size)  # eos is the last output row
-    logprobs, correct = chunked_logprobs(hidden.index_select(0, rows), weight, targets, bias=bias)
+    logprobs, correct = chunked_logprobs(states.index_select(0, rows), matrix, targets, bias=bias)
     size = labels.shape[0]
     return (
         logprobs.new_zeros(size).index_copy(0, rows, logprobs),
@@ -66,6 +107,21 @@ def spread_logits(logits: Tensor) -> Tensor:
     """Logits ``(..., codebook_size + 3)`` by code id of output rows ``(..., codebook_size + 1)``; bos and pad: -inf."""
     never = torch.full_like(logits[..., :1], -torch.inf)
     return torch.cat([logits[..., :-1], never, logits[..., -1:], never], -1)
+
+
+def ask(states: Tensor, matrix: Tensor, sample: Callable[[Tensor], Tensor]) -> Tensor:
+    """Codes ``(B,)`` that ``sample`` picks from states ``(B, W)`` by an output matrix ``(codebook_size + 1, W)``."""
+    return sample(spread_logits(F.linear(states, matrix.to(states.dtype)).float()))
+
+
+def shown(labels: Tensor, codebook_size: int) -> Tensor:
+    """Labels as the codes that a head is shown: ``pad`` where there is none."""
+    return labels.where(labels != IGNORE, pad_code(codebook_size))
+
+
+def said_before(codes: Tensor, starts: Tensor, codebook_size: int) -> Tensor:
+    """What was said one place earlier in a line ``(N, ...)``: ``bos`` at the ``starts`` ``(R,)`` of its rows."""
+    return codes.roll(1, 0).index_fill(0, starts, bos_code(codebook_size))
 
 
 def end_after_eos(codes: Tensor, codebook_size: int) -> Tensor:

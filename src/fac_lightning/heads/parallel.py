@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fac_lightning.heads.base import SpeechHead
-from fac_lightning.heads.labels import check_labels, end_after_eos, labelled_logprobs, spread_logits
-from fac_lightning.types import IGNORE, HeadOutput
+from fac_lightning.heads.labels import check_groups, end_after_eos, group_output, spread_logits
+from fac_lightning.types import HeadOutput
 
 __all__ = ["ParallelHead"]
 
@@ -35,12 +35,7 @@ class ParallelHead(SpeechHead):
         self, dim: int, group_size: int, codebook_size: int, num_codebooks: int = 1, hidden_dim: int | None = None
     ) -> None:
         super().__init__()
-        self.dim, self.group_size, self.codebook_size, self.num_codebooks = (
-            dim,
-            group_size,
-            codebook_size,
-            num_codebooks,
-        )
+        self._set_sizes(dim, group_size, codebook_size, num_codebooks)
         self.body = nn.Identity() if hidden_dim is None else nn.Sequential(nn.Linear(dim, hidden_dim), nn.SiLU())
         self.output = nn.Linear(hidden_dim or dim, group_size * num_codebooks * (codebook_size + 1))
 
@@ -48,18 +43,10 @@ class ParallelHead(SpeechHead):
         self, hidden: Tensor, labels: Tensor, reply_lengths: Tensor, text_embeds: Tensor | None = None
     ) -> HeadOutput:
         """Log-probabilities of labels ``(H, k, Q)`` given hidden states ``(H, dim)``."""
-        check_labels(labels, self.codebook_size)
-        vectors, slots = self.body(hidden), self.group_size * self.num_codebooks
-        matrices, biases = self.output.weight.unflatten(0, (slots, -1)), self.output.bias.unflatten(0, (slots, -1))
-        flat = labels.flatten(1)  # (H, S)
-        found = [
-            labelled_logprobs(vectors, matrices[s], flat[:, s], self.codebook_size, biases[s]) for s in range(slots)
-        ]
-        return HeadOutput(
-            logprobs=torch.stack([f[0] for f in found], 1).view(labels.shape),
-            correct=torch.stack([f[1] for f in found], 1).view(labels.shape),
-            mask=labels != IGNORE,
-        )
+        check_groups(hidden, labels, reply_lengths, self.codebook_size)
+        vectors, places = self.body(hidden), self.group_size * self.num_codebooks
+        states = vectors.unsqueeze(1).expand(-1, places, -1)
+        return group_output(states, self.output.weight, labels, self.codebook_size, self.output.bias)
 
     def new_state(self, batch_size: int) -> None:
         """Nothing: a group depends on its hidden state alone."""
@@ -68,7 +55,7 @@ class ParallelHead(SpeechHead):
         self, hidden: Tensor, state: None, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
     ) -> Tensor:
         """Say the next group ``(B, k, Q)`` after ``hidden`` ``(B, dim)``."""
-        slots = self.group_size * self.num_codebooks
-        logits = spread_logits(self.output(self.body(hidden)).float().unflatten(1, (slots, -1)))  # (B, S, V)
-        codes = torch.stack([sample(logits[:, s]) for s in range(slots)], 1)
+        places = self.group_size * self.num_codebooks
+        logits = spread_logits(self.output(self.body(hidden)).float().unflatten(1, (places, -1)))  # (B, S, V)
+        codes = torch.stack([sample(logits[:, place]) for place in range(places)], 1)
         return end_after_eos(codes, self.codebook_size).view(-1, self.group_size, self.num_codebooks)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fac_lightning.heads.placed_linear import PlacedLinear, SharedLinear
 from fac_lightning.packed import PackedLayout, packed_attention
 
 __all__ = ["CausalTransformer", "KeyValueCache"]
@@ -25,10 +26,11 @@ class KeyValueCache:
     Args:
         num_layers: Layers that share the cache.
         batch_size: Rows, B.
+        capacity: Positions to begin with.
     """
 
-    def __init__(self, num_layers: int, batch_size: int) -> None:
-        self.batch_size, self.length = batch_size, 0
+    def __init__(self, num_layers: int, batch_size: int, capacity: int = 64) -> None:
+        self.batch_size, self.length, self.capacity = batch_size, 0, capacity
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,7 @@ class KeyValueCache:
         end = self.length + 1
         kept = self.layers[layer]
         if kept is None or kept[0].shape[2] < end:
-            shape = (*key.shape[:2], max(64, 2 * self.length), key.shape[3])
+            shape = (*key.shape[:2], max(self.capacity, 2 * self.length), key.shape[3])
             grown = key.new_empty(shape), value.new_empty(shape)
             if kept is not None:
                 for new, old in zip(grown, kept, strict=True):
@@ -56,12 +58,20 @@ class CausalTransformer(nn.Module):
         num_heads: Attention heads; ``dim / num_heads`` must be even.
         ffn_dim: Width inside the feed-forward.
         gradient_checkpointing: Recompute blocks in the backward pass to save memory.
+        matrices: Above 1, every linear layer has that many matrices: place ``i`` of a row takes number
+            ``i % matrices``. Rows are then as long as a multiple of it.
     """
 
     blocks: nn.ModuleList
 
     def __init__(
-        self, dim: int, num_layers: int, num_heads: int, ffn_dim: int, gradient_checkpointing: bool = False
+        self,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        gradient_checkpointing: bool = False,
+        matrices: int = 1,
     ) -> None:
         super().__init__()
         if dim % (2 * num_heads):
@@ -70,7 +80,7 @@ class CausalTransformer(nn.Module):
                 f"take a multiple of {2 * num_heads}, or other num_heads"
             )
         self.head_dim, self.gradient_checkpointing = dim // num_heads, gradient_checkpointing
-        self.blocks = nn.ModuleList([_Block(dim, num_heads, ffn_dim, num_layers) for _ in range(num_layers)])
+        self.blocks = nn.ModuleList([_Block(dim, num_heads, ffn_dim, num_layers, matrices) for _ in range(num_layers)])
         self.norm = nn.RMSNorm(dim, eps=1e-6)
 
     def forward(self, inputs: Tensor, position_ids: Tensor, layout: PackedLayout) -> Tensor:
@@ -106,16 +116,20 @@ class CausalTransformer(nn.Module):
 class _Block(nn.Module):
     """Attention and feed-forward, each behind a norm and added to the stream."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int) -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int, matrices: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+
+        def linear(in_dim: int, out_dim: int) -> SharedLinear | PlacedLinear:
+            return SharedLinear(in_dim, out_dim) if matrices == 1 else PlacedLinear(in_dim, out_dim, matrices)
+
         self.attention_norm, self.ffn_norm = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
-        self.gate_up, self.down = nn.Linear(dim, 2 * ffn_dim, bias=False), nn.Linear(ffn_dim, dim, bias=False)
-        for linear in (self.qkv, self.gate_up):
-            nn.init.normal_(linear.weight, std=0.02)
-        for linear in (self.out, self.down):  # the stream's variance stays independent of depth (GPT-2)
-            nn.init.normal_(linear.weight, std=0.02 / (2 * num_layers) ** 0.5)
+        self.qkv, self.out = linear(dim, 3 * dim), linear(dim, dim)
+        self.gate_up, self.down = linear(dim, 2 * ffn_dim), linear(ffn_dim, dim)
+        for layer in (self.qkv, self.gate_up):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (self.out, self.down):  # the stream's variance stays independent of depth (GPT-2)
+            nn.init.normal_(layer.weight, std=0.02 / (2 * num_layers) ** 0.5)
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], layout: PackedLayout) -> Tensor:
         """Packed line ``(N, W)`` -> ``(N, W)``."""
@@ -125,19 +139,23 @@ class _Block(nn.Module):
 
     def step(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, index: int) -> Tensor:
         """One position a row ``(B, W)`` -> ``(B, W)``."""
-        query, key, value = (x.unsqueeze(2) for x in self._heads(hidden, rotary))  # (B, H, 1, E)
+        place = cache.length
+        query, key, value = (x.unsqueeze(2) for x in self._heads(hidden, rotary, place))  # (B, H, 1, E)
         keys, values = cache.append(index, key, value)
         mixed = F.scaled_dot_product_attention(query, keys, values)
-        return self._feed_forward(hidden + self.out(mixed.flatten(1)))
+        return self._feed_forward(hidden + self.out(mixed.flatten(1), place), place)
 
-    def _heads(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], place: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, each ``(rows, H, E)``."""
-        query, key, value = self.qkv(self.attention_norm(hidden)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        joined = self.qkv(self.attention_norm(hidden), place)
+        query, key, value = joined.unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         return _rotate(query, *rotary), _rotate(key, *rotary), value
 
-    def _feed_forward(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up(self.ffn_norm(hidden)).chunk(2, -1)
-        added: Tensor = hidden + self.down(F.silu(gate) * up)
+    def _feed_forward(self, hidden: Tensor, place: int | None = None) -> Tensor:
+        gate, up = self.gate_up(self.ffn_norm(hidden), place).chunk(2, -1)
+        added: Tensor = hidden + self.down(F.silu(gate) * up, place)
         return added
 
 
