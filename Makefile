@@ -53,7 +53,7 @@ $(STAMP_DEMO): pyproject.toml constraints.txt | $(BIN)/python
 $(STAMP_TEST): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing fac_lightning[demo,dev,docs,lora] into $(VENV): one to three minutes"
 	@$(INSTALL) -e '.[demo,dev,docs,lora]'
-	@$(INSTALL) --no-deps s3tokenizer einops  # without what it asks for: torchaudio needs CUDA libraries
+	@$(INSTALL) --no-deps s3tokenizer encodec einops  # without what they ask for: torchaudio needs CUDA libraries
 	@touch $(STAMP_DEMO) $@
 
 clean:

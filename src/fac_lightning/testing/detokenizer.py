@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fac_lightning.detokenizers import SpeechDetokenizer
+from fac_lightning.testing.samples import same_samples
 
 __all__ = ["check_detokenizer"]
 
@@ -69,9 +70,11 @@ def _check_decoding(part: SpeechDetokenizer, codes: Tensor, frames: Tensor, atol
     for row, length in enumerate(frames.tolist()):
         alone = part.decode(codes[row : row + 1, :length])
         assert alone.lengths.tolist() == [length * hop], "without lengths every row is as long as the batch"
-        _same(alone.audio[0], audio[row, : length * hop], audio, atol, f"padding changed the samples of row {row}")
+        promise = f"padding changed the samples of row {row}"
+        same_samples(alone.audio[0], audio[row, : length * hop], audio, atol, promise)
     other = torch.where((torch.arange(codes.shape[1]) < frames[:, None])[..., None], codes, part.codebook_size - 1)
-    _same(part.decode(other, frames).audio, audio, audio, atol, "what stands after a row's length changed samples")
+    promise = "what stands after a row's length changed samples"
+    same_samples(part.decode(other, frames).audio, audio, audio, atol, promise)
     return audio
 
 
@@ -86,7 +89,7 @@ def _check_streaming(part: SpeechDetokenizer, codes: Tensor, audio: Tensor, exac
                 "what is held back must be spoken when final, and nothing twice"
             )
             if exact:
-                _same(said, audio, audio, atol, f"chunks of {_few(sizes)} gave other samples than one piece")
+                same_samples(said, audio, audio, atol, f"chunks of {_few(sizes)} gave other samples than one piece")
     for short in (0, 1, 2):
         count = sum(map(len, _stream(part, codes[:short], [short], True)))
         assert count == short * part.hop_length, (
@@ -101,7 +104,7 @@ def _check_streaming(part: SpeechDetokenizer, codes: Tensor, audio: Tensor, exac
         part.stream(turned[start : start + 3], states[1], start + 3 > total)
     assert [len(x) for x in both] == [len(x) for x in alone], "two utterances at once must not disturb each other"
     if exact:
-        _same(torch.cat(both), audio, audio, atol, "two utterances at once disturbed each other")
+        same_samples(torch.cat(both), audio, audio, atol, "two utterances at once disturbed each other")
 
 
 def _stream(part: SpeechDetokenizer, codes: Tensor, sizes: Sequence[int], closing: bool) -> list[Tensor]:
@@ -122,8 +125,3 @@ def _stream(part: SpeechDetokenizer, codes: Tensor, sizes: Sequence[int], closin
 
 def _few(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes[:4])) + (", ..." if len(sizes) > 4 else "")
-
-
-def _same(left: Tensor, right: Tensor, scale: Tensor, atol: float, promise: str) -> None:
-    gap = float((left - right).abs().max() / scale.abs().max().clamp(min=1e-6)) if left.numel() else 0.0
-    assert gap <= atol, f"{promise} by {gap:.1e} of the loudest"

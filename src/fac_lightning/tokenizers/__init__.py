@@ -4,7 +4,7 @@ from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.tokenizers.dac import DACTokenizer
 from fac_lightning.tokenizers.encodec import EncodecTokenizer
 from fac_lightning.tokenizers.encodec_48k import Encodec48kTokenizer
-from fac_lightning.tokenizers.frozen import FrozenCodec
+from fac_lightning.tokenizers.encodec_package import EncodecPackageTokenizer
 from fac_lightning.tokenizers.fsq import FSQTokenizer
 from fac_lightning.tokenizers.griffin_lim import griffin_lim
 from fac_lightning.tokenizers.mel import LogMel
@@ -16,10 +16,10 @@ from fac_lightning.tokenizers.s3_onnx import S3OnnxTokenizer
 __all__ = [
     "DACTokenizer",
     "Encodec48kTokenizer",
+    "EncodecPackageTokenizer",
     "EncodecTokenizer",
     "FSQTokenizer",
     "FiniteScalarQuantizer",
-    "FrozenCodec",
     "LogMel",
     "MimiTokenizer",
     "S3OnnxTokenizer",

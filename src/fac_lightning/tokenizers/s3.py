@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fac_lightning.tokenizers.s3_base import NAMES, S3Base
+from fac_lightning.tokenizers.stand_ins import stand_ins
 from fac_lightning.weights import CheckpointError
 
 __all__ = ["S3Tokenizer"]
@@ -155,7 +153,7 @@ def _import_package() -> ModuleType:
     """The package, imported without what it needs for other things than ours."""
     unused = ["torchaudio"] if importlib.util.find_spec("onnx") else ["torchaudio", "onnx"]
     try:
-        with _stand_ins(*unused):
+        with stand_ins("S3Tokenizer", "s3tokenizer", *unused):
             import s3tokenizer
             import s3tokenizer.model_v3
     except ImportError as error:
@@ -164,27 +162,3 @@ def _import_package() -> ModuleType:
         ) from error
     module: ModuleType = s3tokenizer
     return module
-
-
-class _StandIn(ModuleType):
-    """A module that is imported and not used; using it says why it is not there."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ImportError(
-            f"{self.__name__}.{name}: s3tokenizer was imported by S3Tokenizer, without {self.__name__}; to use this "
-            "function of s3tokenizer, import s3tokenizer before"
-        )
-
-
-@contextmanager
-def _stand_ins(*names: str) -> Iterator[None]:
-    """Stand-ins for modules that are not imported yet, while something imports them."""
-    added = [name for name in names if name not in sys.modules]
-    sys.modules.update({name: _StandIn(name) for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            del sys.modules[name]
