@@ -1,7 +1,7 @@
 """Speech heads: backbone hidden states -> groups of codes."""
 
 from fac_lightning.heads.base import SpeechHead
-from fac_lightning.heads.chain import ChainHead, ChainState
+from fac_lightning.heads.chain import ChainState
 from fac_lightning.heads.delay import DelayHead
 from fac_lightning.heads.depth import DepthHead
 from fac_lightning.heads.frame_state import FrameState
@@ -14,7 +14,6 @@ from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
 
 __all__ = [
     "CausalTransformer",
-    "ChainHead",
     "ChainState",
     "DelayHead",
     "DepthHead",
