@@ -49,6 +49,7 @@ def test_a_changed_setting_runs_its_stage_and_what_depends_on_it(pipeline, tmp_p
     assert provenance["recipe"]["init_from"] == str(tmp_path / "run" / "sft")
     assert list(provenance["needs"]) == ["sft"]
     assert provenance["result"]["steps"] == 5
+    assert 0 < provenance["result"]["cpu_seconds"] < 600
     capsys.readouterr()
     assert main(["run", str(pipeline)]) == 0
     assert lines(capsys.readouterr().out) == DONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -184,9 +185,11 @@ def _run_stage(folder: Path, stage: Any) -> Any:
 
 
 def _fit_stage(recipe: Recipe) -> dict[str, Any]:
+    started = time.process_time()
     result = fit(recipe, resume=True)
     print_result(result)
-    return {"folder": str(result.folder), "steps": result.steps, "metrics": result.metrics}
+    cost = round(time.process_time() - started, 1)  # beside the wall clock, which other work on the machine moves
+    return {"folder": str(result.folder), "steps": result.steps, "metrics": result.metrics, "cpu_seconds": cost}
 
 
 def _one_device(recipe: Recipe) -> bool:
