@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fac_lightning.packed import PackedLayout, packed_attention, packed_layout
+from fac_lightning.packed import PackedLayout, capped_attention, packed_attention, packed_layout
 
 __all__ = ["ATTENTION_NAME", "cached_forward", "packed_forward", "register_packed_attention"]
 
 ATTENTION_NAME = "fac_packed"
-#: Options of other models' attention that change scores: soft capping, sinks, relative positions.
-_SHAPED_SCORES = {"softcap", "s_aux", "position_bias"}
+#: Options of other models' attention that change scores: sinks, relative positions.
+_SHAPED_SCORES = {"s_aux", "position_bias"}
 
 
 def register_packed_attention() -> None:
@@ -76,6 +76,7 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     packed_layout: PackedLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -92,6 +93,9 @@ def _attention(
                 f"{type(module).__name__} does not hand keyword arguments on to its attention, so rows cannot be "
                 "packed; take a model of transformers whose layers pass **kwargs (Qwen, Llama, Mistral ...)"
             )
+        if softcap is not None:
+            seen = _seen(query.shape[2], key.shape[2], query.device) if attention_mask is None else attention_mask
+            return capped_attention(query, key, value, seen, softcap, scaling, dropout).transpose(1, 2), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         out, _ = sdpa_attention_forward(
@@ -99,5 +103,12 @@ def _attention(
         )
         return out, None
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, E)
-    packed = packed_attention(query, key, value, packed_layout, scale=scaling, dropout=dropout, window=sliding_window)
+    packed = packed_attention(
+        query, key, value, packed_layout, scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap
+    )
     return packed.unsqueeze(0), None
+
+
+def _seen(queries: int, keys: int, device: torch.device) -> Tensor:
+    """What transformers means by no mask ``(queries, keys)``: the last positions of a line, each with all before it."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

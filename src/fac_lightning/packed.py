@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Bucket", "PackedLayout", "packed_attention", "packed_layout"]
+__all__ = ["Bucket", "PackedLayout", "capped_attention", "packed_attention", "packed_layout"]
 
 #: Rows at least this long are attended one by one: their attention costs far more than one more kernel call.
 LONG_ROW = 384
@@ -130,6 +130,7 @@ def packed_attention(
     scale: float | None = None,
     dropout: float = 0.0,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attend causally inside every row of a packed line.
 
@@ -141,6 +142,7 @@ def packed_attention(
         scale: Factor of the scores; ``E ** -0.5`` when None.
         dropout: Probability that a weight is dropped.
         window: Positions that a query sees, itself included; all earlier ones when None.
+        softcap: Scores stay below this number; see ``capped_attention``, whose memory is quadratic in a row's length.
 
     Returns:
         ``(N, H, E)``.
@@ -158,12 +160,13 @@ def packed_attention(
     device = query.device.type
     if torch.is_autocast_enabled(device):  # norms with float32 weights leave queries and keys wider than values
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0 and _varlen() is not None:
+    half = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if half and dropout == 0 and softcap is None and _varlen() is not None:
         if layout.spread is None or layout.own is None:
             return _varlen_attention(query, key, value, layout, scale, window)
         query, key, value = (x.index_select(0, layout.spread) for x in (query, key, value))
         return _varlen_attention(query, key, value, layout, scale, window).index_select(0, layout.own)
-    outputs = [_attend_bucket(query, key, value, b, scale, dropout, window) for b in layout.buckets]
+    outputs = [_attend_bucket(query, key, value, b, scale, dropout, window, softcap) for b in layout.buckets]
     joined: Tensor = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return joined if layout.restore is None else joined.index_select(0, layout.restore)
 
@@ -176,6 +179,7 @@ def _attend_bucket(
     scale: float | None,
     dropout: float,
     window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     def take(x: Tensor) -> Tensor:  # (N, heads, E) -> (Rb, heads, length, E)
         if bucket.gather is None:
@@ -183,22 +187,58 @@ def _attend_bucket(
         return x.index_select(0, bucket.gather).view(bucket.rows, bucket.length, *x.shape[1:]).transpose(1, 2)
 
     band = None
-    if window is not None and window < bucket.length:
+    if softcap is not None or (window is not None and window < bucket.length):
         steps = torch.arange(bucket.length, device=query.device)
         distance = steps[:, None] - steps
-        band = (distance >= 0) & (distance < window)
-    out: Tensor = F.scaled_dot_product_attention(
-        take(query),
-        take(key),
-        take(value),
-        attn_mask=band,
-        dropout_p=dropout,
-        is_causal=band is None,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+        band = (distance >= 0) & (distance < (window or bucket.length))
+    out: Tensor
+    if softcap is not None:
+        out = capped_attention(take(query), take(key), take(value), band, softcap, scale, dropout)
+    else:
+        out = F.scaled_dot_product_attention(
+            take(query),
+            take(key),
+            take(value),
+            attn_mask=band,
+            dropout_p=dropout,
+            is_causal=band is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
     flat: Tensor = out.transpose(1, 2).flatten(0, 1)  # (Rb * length, H, E)
     return flat if bucket.valid is None else flat.index_select(0, bucket.valid)
+
+
+def capped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention ``(B, H, L, E)`` whose scores are ``softcap * tanh(score / softcap)`` (Gemma 2, arXiv 2408.00118).
+
+    No fused kernel of PyTorch does this, so all scores ``(B, H, L, S)`` are held.
+
+    Args:
+        query: ``(B, H, L, E)``.
+        key: ``(B, K, S, E)``, H a multiple of K.
+        value: ``(B, K, S, E)``.
+        mask: Bool, True = seen, broadcastable to ``(B, H, L, S)``; everything is seen when None.
+        softcap: What no score exceeds.
+        scale: Factor of the scores; ``E ** -0.5`` when None.
+        dropout: Probability that a weight is dropped.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # not -inf: a padded query sees nothing
+    weights = F.dropout(scores.float().softmax(-1).to(query.dtype), dropout)
+    return weights @ value
 
 
 @lru_cache(maxsize=1)

@@ -197,6 +197,10 @@ class TextLM(Protocol):
         """Embeddings ``(N, D)`` of ids ``(N,)``."""
         ...
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``(M, V)`` of hidden states ``(M, D)``."""
+        ...
+
     def __call__(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor) -> Any:
         """Hidden states ``(N, D)`` of a packed line."""
         ...
@@ -350,10 +354,9 @@ def take_baseline(lm: TextLM, lines: Sequence[TextLine], top_k: int = 128) -> Te
 def _logprobs(lm: TextLM, line: TextLine) -> Iterator[tuple[int, Tensor]]:
     """Log-probabilities ``(m, V)`` float32 of the vocabulary at answer tokens ``first .. first + m``, part by part."""
     hidden = lm(lm.embed(line.text_ids), line.position_ids, line.lengths).index_select(0, line.positions)
-    weight = lm.output_weight.to(hidden.dtype)
-    rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    rows = max(1, CHUNK_ELEMENTS // lm.output_weight.shape[0])
     for first in range(0, len(hidden), rows):
-        yield first, nn.functional.linear(hidden[first : first + rows], weight).float().log_softmax(1)
+        yield first, lm.logits(hidden[first : first + rows]).float().log_softmax(1)
 
 
 @contextmanager

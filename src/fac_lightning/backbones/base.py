@@ -20,6 +20,7 @@ class Backbone(nn.Module, ABC):
     dim: int  # width of embeddings and hidden states
     vocab_size: int  # rows of the text embedding and of the output matrix
     takes_parents: bool = False  # rows may continue other rows: ``forward`` takes ``parents``
+    logit_softcap: float | None = None  # logits ``x`` become ``cap * tanh(x / cap)``; none when None
 
     @abstractmethod
     def embed(self, text_ids: Tensor) -> Tensor:
@@ -55,4 +56,6 @@ class Backbone(nn.Module, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Text logits ``(..., vocab_size)`` of hidden states ``(..., dim)``."""
-        return nn.functional.linear(hidden, self.output_weight.to(hidden.dtype))
+        logits = nn.functional.linear(hidden, self.output_weight.to(hidden.dtype))
+        cap = self.logit_softcap
+        return logits if cap is None else cap * (logits / cap).tanh()

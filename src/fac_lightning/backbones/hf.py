@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from fac_lightning.backbones.base import Backbone
+from fac_lightning.backbones.loading import bare_config, load_causal_lm, plain_config, read_config
+from fac_lightning.backbones.mixture import load_balancing_loss
+from fac_lightning.backbones.support import refuse_config, refuse_unsupported
+from fac_lightning.backbones.vocabulary import grow_vocabulary, vocabulary_rows
 from fac_lightning.hf_packed import ATTENTION_NAME, cached_forward, packed_forward, register_packed_attention
 
 __all__ = ["HFBackbone"]
 
-#: Config entries of models whose logits are more than a matrix product.
-_SHAPED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-#: Layers that packed attention knows to keep inside their rows.
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
-
 
 class HFBackbone(Backbone):
     """A transformers causal LM that runs on packed rows.
+
+    Of a vision-language or audio checkpoint (Qwen3-VL, Gemma 3 ...) the language model alone is taken. A model whose
+    rows would leak into each other is refused. A mixture of experts keeps itself in balance: see ``auxiliary_loss``.
 
     Args:
         name: Hub id or local folder; None when ``config`` is given.
@@ -32,6 +34,11 @@ class HFBackbone(Backbone):
             mean of the old ones, which leaves a trained model's other outputs almost as they were.
         gradient_checkpointing: Recompute layers in the backward pass to save memory.
         dtype: Of the parameters, a name in ``torch``.
+        vocab_multiple: Rows are added up to a multiple of this number (64 suits tensor cores).
+
+    Raises:
+        ValueError: Arguments do not agree, or the model cannot run on packed rows.
+        CheckpointError: The checkpoint lacks tensors.
     """
 
     takes_parents = True
@@ -44,25 +51,29 @@ class HFBackbone(Backbone):
         vocab_size: int | None = None,
         gradient_checkpointing: bool = False,
         dtype: str = "float32",
+        vocab_multiple: int = 1,
     ) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         if (name is None) == (config is None):
             raise ValueError("give either name (hub id or folder) or config (a dict with model_type), not both")
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise ValueError(f"dtype {dtype!r} is not a torch dtype; take 'float32' or 'bfloat16'")
-        register_packed_attention()
-        options = {"attn_implementation": ATTENTION_NAME, "dtype": getattr(torch, dtype)}
-        wanted = vocab_size or 0
+        whole = read_config(name) if name is not None else bare_config(config or {})
+        settings = plain_config(whole)
+        refuse_config(settings)
+        options = _options(dtype)
+        rows = vocabulary_rows(settings.vocab_size, vocab_size, vocab_multiple)
         if name is not None and pretrained:
-            lm = AutoModelForCausalLM.from_pretrained(name, **options)
-            _grow(lm, wanted)
+            lm = load_causal_lm(name, whole, **options)
+            grow_vocabulary(lm, rows)
         else:
-            settings = AutoConfig.from_pretrained(name) if name is not None else _bare_config(config or {})
-            settings.vocab_size = max(settings.vocab_size, wanted)
+            settings.vocab_size = rows
             lm = AutoModelForCausalLM.from_config(settings, **options)
-        self._check(lm)
+        self._hold(lm, gradient_checkpointing)
+
+    def _hold(self, lm: Any, gradient_checkpointing: bool) -> None:
+        """Become a model that is loaded."""
+        refuse_unsupported(lm)
         if gradient_checkpointing:
             # renamed within transformers 5; the old name warns where the new one exists
             enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
@@ -71,8 +82,11 @@ class HFBackbone(Backbone):
         self.model = lm.base_model
         tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
         self.lm_head = None if tied else lm.get_output_embeddings()
-        self.dim = int(self.model.config.hidden_size)
-        self.vocab_size = int(self.output_weight.shape[0])
+        config = self.model.config
+        self.dim, self.vocab_size = int(config.hidden_size), int(self.output_weight.shape[0])
+        self.logit_softcap = getattr(config, "final_logit_softcapping", None)
+        self._routes = hasattr(config, "router_aux_loss_coef")
+        self._balance: Tensor | None = None
 
     @property
     def output_weight(self) -> Tensor:
@@ -82,14 +96,30 @@ class HFBackbone(Backbone):
         return weight
 
     def embed(self, text_ids: Tensor) -> Tensor:
-        """Embeddings ``(..., dim)`` of token ids ``(...)``."""
+        """Embeddings ``(..., dim)`` of token ids ``(...)``, scaled where the model scales them (Gemma)."""
         embeds: Tensor = self.model.get_input_embeddings()(text_ids)
         return embeds
 
     def forward(self, embeds: Tensor, position_ids: Tensor, lengths: Tensor, parents: Tensor | None = None) -> Tensor:
         """Hidden states ``(N, dim)`` of a line ``(N, dim)``; rows see themselves and the rows they continue."""
-        hidden: Tensor = packed_forward(self.model, embeds, position_ids, lengths, parents).last_hidden_state[0]
+        routing = self._routes and self.training and torch.is_grad_enabled()
+        options = {"output_router_logits": True} if routing else {}
+        out = packed_forward(self.model, embeds, position_ids, lengths, parents, **options)
+        config = self.model.config
+        logits = getattr(out, "router_logits", None) if routing else None  # per layer that routes
+        self._balance = None
+        if logits:
+            self._balance = config.router_aux_loss_coef * load_balancing_loss(logits, config.num_experts_per_tok)
+        hidden: Tensor = out.last_hidden_state[0]
         return hidden
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Load-balancing loss ``()`` of a mixture of experts over the last line that was trained on; else None.
+
+        Scaled by the model's ``router_aux_loss_coef``, handed out once. See ``load_balancing_loss``.
+        """
+        balance, self._balance = self._balance, None
+        return balance
 
     def new_cache(self) -> Any:
         """An empty ``transformers.DynamicCache``."""
@@ -111,43 +141,13 @@ class HFBackbone(Backbone):
         lm.set_output_embeddings(self.lm_head or _linear_over(self.output_weight))
         lm.save_pretrained(folder)
 
-    @staticmethod
-    def _check(lm: Any) -> None:
-        config, output = lm.config, lm.get_output_embeddings()
-        kind = getattr(config, "model_type", type(lm).__name__)
-        strange = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
-        if strange or not getattr(lm, "_supports_attention_backend", False):
-            raise ValueError(
-                f"{kind} mixes positions by {', '.join(strange) or 'code of its own'}, which would leak between packed "
-                "rows; take a model whose layers are full or sliding attention (Qwen3, Llama, Mistral ...)"
-            )
-        shaped = [key for key in _SHAPED_LOGITS if getattr(config, key, None) not in (None, 1.0)]
-        if shaped or getattr(output, "bias", None) is not None:
-            what = shaped[0] if shaped else "a bias"
-            raise ValueError(
-                f"{kind} puts {what} on its logits, which the packed text loss does not compute; "
-                "take a model with a plain output matrix (Qwen, Llama, Mistral ...)"
-            )
 
-
-def _bare_config(entries: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    entries = copy.deepcopy(entries)
-    if "model_type" not in entries:
-        raise ValueError("config needs a model_type, for example 'qwen3' or 'llama'")
-    return AutoConfig.for_model(entries.pop("model_type"), **entries)
-
-
-def _grow(lm: Any, vocab_size: int) -> None:
-    """Give ``lm`` at least ``vocab_size`` rows; new rows are the mean of the old ones."""
-    old = lm.get_input_embeddings().weight.shape[0]
-    if vocab_size <= old:
-        return
-    lm.resize_token_embeddings(vocab_size, mean_resizing=False)
-    with torch.no_grad():
-        for matrix in {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}:
-            matrix[old:] = matrix[:old].float().mean(0).to(matrix.dtype)
+def _options(dtype: str) -> dict[str, Any]:
+    """What transformers is told when it builds a model."""
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype {dtype!r} is not a torch dtype; take 'float32' or 'bfloat16'")
+    register_packed_attention()
+    return {"attn_implementation": ATTENTION_NAME, "dtype": getattr(torch, dtype)}
 
 
 def _linear_over(weight: Tensor) -> nn.Linear:

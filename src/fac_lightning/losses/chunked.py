@@ -22,7 +22,12 @@ CHUNK_ELEMENTS = 2**26
 
 
 def chunked_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int | None = None, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk_rows: int | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's target under ``softmax(hidden @ weight.T + bias)``, and whether it is the top one.
 
@@ -32,6 +37,7 @@ def chunked_logprobs(
         targets: ``(M,)`` int64 in ``[0, V)``.
         chunk_rows: Rows computed at a time; None takes the plain path for small products and else chunks of 256 MiB.
         bias: ``(V,)``.
+        softcap: Logits ``x`` become ``softcap * tanh(x / softcap)``; as they are when None.
 
     Returns:
         Log-probabilities ``(M,)`` in float32 (float64 for float64 inputs) and ``correct`` ``(M,)`` bool.
@@ -47,12 +53,12 @@ def chunked_logprobs(
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
     if rows == 0 or (chunk_rows is None and rows * vocab <= PLAIN_ELEMENTS):
-        logits = _wide(torch.nn.functional.linear(hidden, weight.to(hidden.dtype), _cast(bias, hidden.dtype)))
+        logits = _logits(hidden, weight.to(hidden.dtype), _cast(bias, hidden.dtype), softcap)
         picked = logits.gather(1, targets[:, None]).squeeze(1)
         return picked - logits.logsumexp(1), logits.detach().argmax(1) == targets
     if chunk_rows is None:
         chunk_rows = max(64, CHUNK_ELEMENTS // vocab)
-    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, chunk_rows)  # type: ignore[no-any-return]
+    return _ChunkedLogprobs.apply(hidden, weight, bias, targets, chunk_rows, softcap)  # type: ignore[no-any-return]
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -60,14 +66,20 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk_rows: int,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         matrix, offset = weight.to(ctx.dtype), _cast(bias, ctx.dtype)
         logprobs, normaliser, correct = [], [], []
         for chunk, labels in zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True):
-            logits = _logits(chunk, matrix, offset)
+            logits = _logits(chunk, matrix, offset, softcap)
             norm = logits.logsumexp(1)
             logprobs.append(logits.gather(1, labels[:, None]).squeeze(1) - norm)
             normaliser.append(norm)
@@ -75,7 +87,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             del logits  # before the next chunk's logits exist
         hits = torch.cat(correct)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normaliser))
-        ctx.chunk_rows = chunk_rows
+        ctx.chunk_rows, ctx.softcap = chunk_rows, softcap
         ctx.mark_non_differentiable(hits)
         return torch.cat(logprobs), hits
 
@@ -92,9 +104,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, hidden.shape[0], ctx.chunk_rows):
             part = slice(start, start + ctx.chunk_rows)
             chunk, scale = hidden[part].to(ctx.dtype), grad[part, None]
+            logits = _logits(chunk, matrix, offset, ctx.softcap)
+            slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square()  # of tanh, by its value
             # gradient of log p[target] by the logits: onehot(target) - softmax, in place on the recomputed logits
-            delta = _logits(chunk, matrix, offset).sub_(normaliser[part, None]).exp_().mul_(-scale)
+            delta = logits.sub_(normaliser[part, None]).exp_().mul_(-scale)
             delta.scatter_add_(1, targets[part, None], scale)
+            if slope is not None:
+                delta.mul_(slope)
             if grad_bias is not None:
                 grad_bias += delta.sum(0)
             delta = delta.to(ctx.dtype)
@@ -105,19 +121,21 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     grad_weight.addmm_(delta.t(), chunk)
                 else:
                     grad_weight += delta.t() @ chunk
-            del delta
+            del logits, delta, slope
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
             None,
             None,
+            None,
         )
 
 
-def _logits(chunk: Tensor, matrix: Tensor, offset: Tensor | None) -> Tensor:
+def _logits(chunk: Tensor, matrix: Tensor, offset: Tensor | None, softcap: float | None) -> Tensor:
     """Logits ``(rows, V)`` of a chunk, wide enough for a softmax over a large vocabulary; a tensor of its own."""
-    return _wide(torch.nn.functional.linear(chunk.to(matrix.dtype), matrix, offset))
+    logits = _wide(torch.nn.functional.linear(chunk.to(matrix.dtype), matrix, offset))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def _wide(logits: Tensor) -> Tensor:

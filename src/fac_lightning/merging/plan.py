@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def plan_merge(
     for source in (base, *tuned):
         _refuse_packed(source, exclude)
     specs = _joined(tuned)
+    _refuse_other_layout(base, specs)
     bridge, prefix = bridge_names(base.specs, _with_aliases(specs, tuned), base_prefix)
     notes = _bridge_note(base, bridge, prefix, specs)
     origin, tied = _origins(base, tuned, bridge, specs, prefix)
@@ -246,6 +248,22 @@ def _bridge_note(
         return []
     where = f"under {prefix!r} of the tuned model" if prefix else "in the tuned model"
     return [f"{found} of {len(bridge)} tensors of {base.label} are found {where}"]
+
+
+def _refuse_other_layout(base: TensorSource, tuned: Mapping[str, TensorSpec]) -> None:
+    """A base that holds the same numbers under names that no prefix bridges would be merged in part, unnoticed."""
+    one_by_one = next((name for name in base.specs if re.search(r"\.experts\.\d+\.", name)), None)
+    if one_by_one and any(".experts.gate_up_proj" in name for name in tuned):
+        raise CheckpointError(
+            f"{base.label} holds its experts one by one ({one_by_one}) and the tuned model stacks them: give the base "
+            "in the tuned model's names, such as fac_lightning.interop.fun_audio_chat.StartingWeights writes"
+        )
+    tower = next((name for name in base.specs if ".language_model." in name), None)
+    if tower and not any(".language_model." in name for name in tuned):
+        raise CheckpointError(
+            f"{base.label} is a whole multimodal checkpoint ({tower}): save its language model as a folder of its own "
+            "(HFBackbone(name).save_pretrained(folder)) and name that"
+        )
 
 
 def _refuse_packed(source: TensorSource, exclude: Sequence[str]) -> None:

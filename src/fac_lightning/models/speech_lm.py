@@ -120,7 +120,10 @@ class SpeechLM(nn.Module):
         hidden = self.backbone(read.embeds, line.position_ids, line.lengths, *parents)
         positions = (line.text_labels != IGNORE).nonzero().squeeze(1)
         logprobs, correct = chunked_logprobs(
-            hidden.index_select(0, positions), self.backbone.output_weight, line.text_labels[positions]
+            hidden.index_select(0, positions),
+            self.backbone.output_weight,
+            line.text_labels[positions],
+            softcap=self.backbone.logit_softcap,
         )
         speech = self._say(line, hidden)
         if read.kept is not None:

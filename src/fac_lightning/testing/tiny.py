@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from fac_lightning.backbones import HFBackbone
 from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.heads import RefinedHead, SpeechHead
 from fac_lightning.models import SpeechLM
+from fac_lightning.testing.families import family_config
 from fac_lightning.types import IGNORE, SpeechFeatures, SpeechTextBatch, Waveforms, bos_code, eos_code, pad_code
 
 __all__ = ["FrameEncoder", "tiny_backbone", "tiny_batch", "tiny_speech_lm"]
@@ -47,7 +46,7 @@ class FrameEncoder(SpeechEncoder):
 def tiny_backbone(
     vocab_size: int = 320,
     dim: int = 16,
-    family: Literal["qwen3", "llama"] = "qwen3",
+    family: str = "qwen3",
     num_layers: int = 2,
     tied: bool = False,
     seed: int = 0,
@@ -57,24 +56,12 @@ def tiny_backbone(
     Args:
         vocab_size: Token ids.
         dim: Width.
-        family: ``model_type`` of transformers.
+        family: One of ``BACKBONE_FAMILIES``.
         num_layers: Blocks.
         tied: Embedding and output matrix are one.
         seed: Of the weights; the caller's random state is left as it was.
     """
-    config = {
-        "model_type": family,
-        "vocab_size": vocab_size,
-        "hidden_size": dim,
-        "intermediate_size": 2 * dim,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": dim // 2,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": tied,
-        "initializer_range": 0.2,  # wide enough that a test sees what a token does
-    }
+    config = family_config(family, vocab_size, dim, num_layers, tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return HFBackbone(config=config)
