@@ -138,7 +138,7 @@ class CIFGrouping(Grouping):
             return self._nothing(len(frames))
         state = self.new_state(len(frames))
         weights = self._weights(torch.cat([state.frames.to(frames.dtype), frames], dim=1), lengths)
-        if self.training and len(frames):
+        if self.training and torch.is_grad_enabled() and len(frames):
             part = weights.sum() * self.group_size / lengths.sum().clamp_min(1)
             self._quantity = self.quantity_weight * (part - self.target_rate).abs()
         done = integrate(frames, weights, self.group_size, state.weight, state.carry)
