@@ -74,7 +74,7 @@ def test_cached_encoder_keeps_the_contract(tmp_path: Path) -> None:
 
 
 class Framing(SpeechEncoder):
-    """A correct encoder, to be broken: each frame is the sum and the loudness of its samples."""
+    """A small encoder: each frame is the sum and the loudness of its samples."""
 
     sample_rate, hop_length, dim = 1000, 10, 2
 
@@ -84,61 +84,6 @@ class Framing(SpeechEncoder):
         audio = audio * (torch.arange(audio.shape[1]) < lengths[:, None])
         audio = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 10)).unflatten(1, (-1, 10))
         return SpeechFeatures(torch.stack([audio.sum(2), audio.abs().amax(2)], dim=2), -(-lengths // 10))
-
-
-class FloorFrames(Framing):
-    def forward(self, audio, lengths=None):
-        out = super().forward(audio, lengths)
-        return SpeechFeatures(out.features, (out.lengths - 1).clamp(min=0))
-
-
-class ReadsPadding(Framing):
-    def forward(self, audio, lengths=None):
-        return SpeechFeatures(super().forward(audio).features, super().forward(audio, lengths).lengths)
-
-
-class NormalizesOverTheBatch(Framing):
-    def forward(self, audio, lengths=None):
-        out = super().forward(audio, lengths)
-        return SpeechFeatures(out.features / out.features.abs().amax().clamp(min=1e-6), out.lengths)
-
-
-class NotANumber(Framing):
-    def forward(self, audio, lengths=None):
-        out = super().forward(audio, lengths)
-        return SpeechFeatures(out.features / out.lengths[:, None, None], out.lengths)
-
-
-class WrongWidth(Framing):
-    dim = 3
-
-
-class NoRate(Framing):
-    sample_rate = 0
-
-
-class LeavesTail(Framing):
-    def forward(self, audio, lengths=None):
-        out = super().forward(audio, lengths)
-        return SpeechFeatures(out.features + 1, out.lengths)
-
-
-@pytest.mark.parametrize(
-    ("broken", "message"),
-    [
-        (FloorFrames, "must give ceil"),
-        (ReadsPadding, "what stands after"),
-        (NormalizesOverTheBatch, "padding changed frames"),
-        (NotANumber, "must be finite"),
-        (WrongWidth, "must be .B, T, dim."),
-        (NoRate, "sample_rate must be a positive int"),
-        (LeavesTail, "after a row's length must be zero"),
-    ],
-)
-def test_broken_encoders_are_caught(broken: type[Framing], message: str) -> None:
-    check_encoder(Framing())
-    with pytest.raises(AssertionError, match=message):
-        check_encoder(broken())
 
 
 # -- log-mel -----------------------------------------------------------------------------------------------------------

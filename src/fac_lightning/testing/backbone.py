@@ -16,6 +16,8 @@ __all__ = ["check_backbone"]
 def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
     """Hold a backbone to its contract: packing, stepping and left padding change nothing; the future is not seen.
 
+    Of a backbone that ``takes_parents``, sharing too: rows that continue a row give what whole rows give.
+
     Args:
         backbone: Small enough for a CPU; it is copied and set to ``eval``.
         atol: Largest difference between hidden states that must be equal.
@@ -24,10 +26,15 @@ def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
         AssertionError: Says which promise is broken.
     """
     part, generator = copy.deepcopy(backbone).eval(), torch.Generator().manual_seed(0)
+    for name in ("dim", "vocab_size"):
+        value = getattr(part, name, None)
+        positive = isinstance(value, int) and value > 0
+        assert positive, f"{name} must be a positive int, got {value!r}"
     sizes = [4, 1, 7, 5]
     text_ids = torch.randint(0, part.vocab_size, (sum(sizes),), generator=generator)
     embeds, lengths = part.embed(text_ids), torch.tensor(sizes)
     assert embeds.shape == (len(text_ids), part.dim), f"embed gives {tuple(embeds.shape)}, dim is {part.dim}"
+    assert torch.equal(part.embed(text_ids[None]), embeds[None]), "embed must take ids of any shape (...)"
     assert part.output_weight.shape == (part.vocab_size, part.dim), (
         f"output_weight is {tuple(part.output_weight.shape)}, not (vocab_size, dim) = {part.vocab_size, part.dim}"
     )
@@ -56,6 +63,7 @@ def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
         start = end
     _same(torch.cat(pieces), alone[2], atol, "stepping with a cache must give what one pass gives")
     _check_left_padding(part, rows[3], longest, alone[3], alone[2], atol)
+    _check_caches(part, longest, rows[3], (alone[2], alone[3]), atol)
 
 
 def _check_parents(part: Backbone, rows: tuple[Tensor, ...], atol: float) -> None:
@@ -72,7 +80,7 @@ def _check_parents(part: Backbone, rows: tuple[Tensor, ...], atol: float) -> Non
 def _check_left_padding(part: Backbone, short: Tensor, long: Tensor, want: Tensor, other: Tensor, atol: float) -> None:
     """A short and a long row generate together; two calls, the second of one position."""
     pad = len(long) - len(short)
-    embeds = torch.stack([torch.cat([torch.zeros(pad, part.dim), short]), long])
+    embeds = torch.stack([torch.cat([long[-pad:], short]), long])  # anything may stand where the padding is
     steps = torch.arange(len(long))
     mask = torch.stack([steps >= pad, steps >= 0])
     position_ids = torch.stack([(steps - pad).clamp_min(0), steps])
@@ -82,6 +90,18 @@ def _check_left_padding(part: Backbone, short: Tensor, long: Tensor, want: Tenso
     both = torch.cat([first, last], 1)
     _same(both[0, pad:], want, atol, "left padding in step must change nothing")
     _same(both[1], other, atol, "a row must not change because another one is padded")
+
+
+def _check_caches(part: Backbone, long: Tensor, short: Tensor, want: tuple[Tensor, Tensor], atol: float) -> None:
+    """Two generations take turns, one position each."""
+    rows, caches = (long[: len(short)], short), (part.new_cache(), part.new_cache())
+    seen: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for step in range(len(short)):
+        mask, where = torch.ones(1, step + 1, dtype=torch.bool), torch.tensor([[step]])
+        for row, cache, hidden in zip(rows, caches, seen, strict=True):
+            hidden.append(part.step(row[None, step : step + 1], mask, where, cache)[0])
+    for hidden, alone in zip(seen, want, strict=True):
+        _same(torch.cat(hidden), alone[: len(short)], atol, "a generation must not disturb another one's cache")
 
 
 def _same(left: Tensor, right: Tensor, atol: float, promise: str) -> None:
