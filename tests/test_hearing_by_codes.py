@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from fac_lightning.adapters import CodeFeatureGrouping, ConcatCodeGrouping, ConcatGrouping, SumFusion
+from fac_lightning.cli.build import load_run
+from fac_lightning.config import instantiate
 from fac_lightning.encoders import CachedEncoder, MelEncoder, SpeechEncoder, TokenizerEncoder
 from fac_lightning.heads import RefinedHead
 from fac_lightning.models import SpeechLM
@@ -206,6 +210,33 @@ def test_a_model_learns_from_what_it_hears_as_codes():
     assert all(weight.grad is None for weight in model.encoder.parameters())
     silent = model.hear(torch.zeros(1, 400), torch.tensor([400]))
     assert not torch.allclose(silent, model.hear(torch.ones(1, 400), torch.tensor([400])))
+
+
+def test_a_run_in_half_precision_still_hears_the_same_codes(tmp_path):
+    part = "fac_lightning.{}"
+    node = {
+        "_target_": part.format("models.SpeechLM"),
+        "backbone": {"_target_": part.format("testing.tiny_backbone")},
+        "encoder": {
+            "_target_": part.format("encoders.TokenizerEncoder"),
+            "tokenizer": {"_target_": part.format("tokenizers.FSQTokenizer"), **SMALL_FSQ},
+        },
+        "feature_adapter": {
+            "_target_": part.format("adapters.CodeFeatureGrouping"),
+            **{"codebook_size": 6561, "group_size": 5, "dim": 16},
+        },
+    }
+    trained = instantiate(node, "model").to(torch.bfloat16)
+    save_model(trained, str(tmp_path / "model.safetensors"))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"model": node}))
+    loaded = load_run(tmp_path, allow=["fac_lightning.testing."]).model
+    assert {weight.dtype for weight in loaded.encoder.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in (*loaded.backbone.parameters(), *loaded.feature_adapter.parameters())} == {
+        torch.bfloat16
+    }
+    audio, lengths = torch.randn(1, 6400) * 0.1, torch.tensor([6400])
+    assert torch.equal(loaded.encoder(audio, lengths).features, trained.encoder(audio, lengths).features)
+    assert torch.equal(loaded.hear(audio, lengths), trained.eval().hear(audio, lengths))
 
 
 @pytest.mark.parametrize(

@@ -169,19 +169,18 @@ def load_run(run: str | Path, allow: Sequence[str] = ()) -> LoadedRun:
 
 
 def _as_stored(model: Any, folder: Path) -> None:
-    """Give all parameters the floating type of the weights file, where it has one.
+    """Give every parameter the floating type that it has in the weights file.
 
     Parts are built in float32, or the backbone in another type for the training's sake; without a trainer's precision
-    they must agree, and half the memory will do where no more is stored.
+    they must agree, and half the memory will do where no more is stored. A part that keeps to float32 was stored so.
     """
     from fac_lightning.merging import FileSource
 
     with FileSource(folder) as source:
-        kinds = {spec.dtype for spec in source.specs.values() if spec.dtype.is_floating_point}
-    if len(kinds) == 1:
-        kind = kinds.pop()
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(kind)  # not the buffers: rotary tables stay exact
+        kinds = {name: spec.dtype for name, spec in source.specs.items() if spec.dtype.is_floating_point}
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied one is stored under one name
+        if name in kinds:
+            parameter.data = parameter.data.to(kinds[name])  # not the buffers: rotary tables stay exact
 
 
 def _text_tokenizer(folder: Path, data: Mapping[str, Any]) -> Any:
