@@ -47,6 +47,7 @@ class Encodec48kTokenizer(EncodecBase):
     """
 
     own_codebooks = 1
+    least_codebooks = 2
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class FrozenCodec(SpeechTokenizer):
     however the network treats the edges of what it is given. It is always in eval mode and never in half precision.
     """
 
+    least_codebooks: int = 1  # without which nothing can be spoken
     padded_from: int | None = None  # frames from which a row may stand in a longer batch; None: no row may
 
     @abstractmethod
@@ -124,9 +125,10 @@ class FrozenCodec(SpeechTokenizer):
         Raises:
             ValueError: Says what is wrong.
         """
-        if not 1 <= codes.shape[-1] <= self.num_codebooks:
+        if not self.least_codebooks <= codes.shape[-1] <= self.num_codebooks:
             raise ValueError(
-                f"codes have {codes.shape[-1]} codebooks, {type(self).__name__} speaks up to {self.num_codebooks}"
+                f"{type(self).__name__} speaks codes of {self.least_codebooks} to {self.num_codebooks} codebooks, got "
+                f"{codes.shape[-1]}"
             )
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
             raise ValueError(
