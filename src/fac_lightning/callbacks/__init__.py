@@ -2,6 +2,7 @@
 
 from fac_lightning.callbacks.forgetting_guard import ForgettingGuard
 from fac_lightning.callbacks.module_freezing import ModuleFreezing
+from fac_lightning.callbacks.random_state import RandomState
 from fac_lightning.callbacks.save_recipe import SaveRecipe, refuse_other_recipe, write_recipe
 from fac_lightning.callbacks.save_weights import LoadedWeights, SaveWeights, load_weights
 from fac_lightning.callbacks.step_progress import StepProgress
@@ -11,6 +12,7 @@ __all__ = [
     "ForgettingGuard",
     "LoadedWeights",
     "ModuleFreezing",
+    "RandomState",
     "SaveRecipe",
     "SaveWeights",
     "StepProgress",
