@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "list every mistake of recipes, before anything is imported",
     "show": "resolved recipe, parts and their sizes, rates, shapes of one batch",
     "list": "every part of every slot, with its arguments",
+    "matrix": "which parts go together: combinations of them, tried",
     "chat": "talk to a trained run, by text or by audio files",
     "eval": "measure a trained run on spoken questions",
     "import": "turn a released checkpoint into a run folder",

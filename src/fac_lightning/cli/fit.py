@@ -161,6 +161,7 @@ def _quiet() -> Iterator[None]:
                 ".*does not have many workers.*",
                 ".*The number of training batches.*is smaller than the logging interval.*",
                 ".*Checkpoint directory .* exists and is not empty.*",
+                ".*The dirpath has changed from .*",  # a run that goes on in a folder of its own
                 ".*Experiment logs directory .* exists and is not empty.*",
                 ".*You defined a `validation_step` but have no `val_dataloader`.*",
                 ".*treespec.*deprecated.*",  # Lightning below torch 2.13

@@ -48,13 +48,18 @@ def cover_choices(
 ) -> list[Combination]:
     """Combinations in which every part stands at least once; about as many as the fullest slot has parts."""
     generator, found = random.Random(seed), list[Combination]()
-    todo = [(slot, part) for slot in slots for part in slots[slot]]
+    todo = {(slot, part): None for slot in slots for part in slots[slot]}  # a set that keeps its order
+
+    def gain(slot: str, part: str, chosen: Combination) -> int:
+        return (slot, part) in todo
+
     while todo:
-        combination = _grow(slots, allowed, dict([todo[0]]), lambda slot, part, _: (slot, part) in todo, generator)
-        done = [todo[0]] if combination is None else list(combination.items())
+        first = next(iter(todo))
+        combination = _grow(slots, allowed, dict([first]), gain, generator)
         if combination is not None:
             found.append(combination)
-        todo = [choice for choice in todo if choice not in done]
+        for choice in [first] if combination is None else combination.items():
+            todo.pop(choice, None)
     return found
 
 
