@@ -37,7 +37,7 @@ class EncodecPackageTokenizer(EncodecBase):
 
     causal = True
 
-    def __init__(self, weights: str | None = RELEASED, num_codebooks: int = 8, seed: int = 0) -> None:
+    def __init__(self, weights: str | None = "encodec_24khz", num_codebooks: int = 8, seed: int = 0) -> None:
         model = _build(weights, seed)
         super().__init__(model, int(model.sample_rate), int(model.encoder.hop_length), num_codebooks)
         if weights is None:
