@@ -6,14 +6,20 @@ import yaml
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from fac_lightning.adapters import CodeFeatureGrouping, ConcatCodeGrouping, ConcatGrouping, SumFusion
+from fac_lightning.adapters import (
+    CodeFeatureGrouping,
+    ConcatCodeGrouping,
+    ConcatGrouping,
+    DigitFeatureGrouping,
+    SumFusion,
+)
 from fac_lightning.cli.build import load_run
 from fac_lightning.config import instantiate
 from fac_lightning.encoders import CachedEncoder, MelEncoder, SpeechEncoder, TokenizerEncoder
 from fac_lightning.heads import RefinedHead
 from fac_lightning.models import SpeechLM
 from fac_lightning.testing import check_adapter, check_encoder, tiny_backbone, tiny_batch
-from fac_lightning.tokenizers import EncodecTokenizer, FSQTokenizer, S3Tokenizer, SpeechTokenizer
+from fac_lightning.tokenizers import EncodecTokenizer, FiniteScalarQuantizer, FSQTokenizer, S3Tokenizer, SpeechTokenizer
 from fac_lightning.types import SpeechCodes, SpeechFeatures, Waveforms, pad_code
 
 SMALL_FSQ = {"weights": None, "encoder_dim": 16, "encoder_blocks": 1, "dim": 24, "num_blocks": 1, "mel_dim": 16}
@@ -142,10 +148,33 @@ def test_it_embeds_like_the_adapter_of_codes():
     torch.testing.assert_close(found, said(groups))
 
 
-def test_dropout_and_jitter_touch_training_only():
-    plain, noisy = CodeFeatureGrouping(16, 5, 8), CodeFeatureGrouping(16, 5, 8, dropout=0.5, jitter=4)
+@pytest.mark.parametrize(("group_size", "num_codebooks"), [(5, 1), (2, 3)])
+def test_the_adapter_of_digits_keeps_the_contract(group_size, num_codebooks):
+    check_adapter(DigitFeatureGrouping(27, group_size, 8, num_codebooks))
+    check_adapter(DigitFeatureGrouping(25, group_size, 8, num_codebooks, levels=5))
+
+
+def test_digits_are_the_levels_of_the_quantiser():
+    quantizer, adapter = FiniteScalarQuantizer(8, 3), DigitFeatureGrouping(6561, 1, 8)
+    codes = torch.randint(6561, (50,))
+    numbers = adapter.numbers(codes[None, :, None])[0].unflatten(1, (8, 3))
+    assert torch.equal(numbers.argmax(-1), (quantizer.from_codes(codes) + 1).long())
+    every = adapter.numbers(torch.arange(6561)[None, :, None])[0]
+    torch.testing.assert_close(every.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(every.var(0, unbiased=False), torch.ones(24), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("codebook_size", "levels"), [(1024, 3), (6560, 3), (1, 3), (16, 1)])
+def test_codes_without_digits_are_refused(codebook_size, levels):
+    with pytest.raises(ValueError, match=f"codebook_size {codebook_size} is no power of levels {levels}"):
+        DigitFeatureGrouping(codebook_size, 5, 8, levels=levels)
+
+
+@pytest.mark.parametrize("grouping", [CodeFeatureGrouping, DigitFeatureGrouping])
+def test_dropout_and_jitter_touch_training_only(grouping):
+    plain, noisy = grouping(27, 5, 8), grouping(27, 5, 8, dropout=0.5, jitter=4)
     noisy.load_state_dict(plain.state_dict())
-    codes, lengths = torch.randint(16, (2, 20, 1)).float(), torch.tensor([20, 7])
+    codes, lengths = torch.randint(27, (2, 20, 1)).float(), torch.tensor([20, 7])
     wanted = plain(codes, lengths).features
     torch.testing.assert_close(noisy.eval()(codes, lengths).features, wanted)
     late = noisy.train()
@@ -154,9 +183,9 @@ def test_dropout_and_jitter_touch_training_only():
     assert any(torch.allclose(one, wanted) for one in found)
     assert not all(torch.allclose(one, wanted) for one in found)
     with pytest.raises(ValueError, match=r"between 0 and group_size - 1 \(4\), got 5"):
-        CodeFeatureGrouping(16, 5, 8, jitter=5)
-    with pytest.raises(ValueError, match="must be at least 1, got 0 and 1"):
-        CodeFeatureGrouping(0, 5, 8)
+        grouping(27, 5, 8, jitter=5)
+    with pytest.raises(ValueError, match="must be at least 1, got 27 and 0"):
+        grouping(27, 5, 8, num_codebooks=0)
 
 
 def test_floats_that_cannot_tell_codes_apart_are_refused():

@@ -3,7 +3,7 @@
 from fac_lightning.adapters.attention import AttentionCodeGrouping, AttentionGrouping
 from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, FrameStream, Fusion
 from fac_lightning.adapters.cif import CIFGrouping
-from fac_lightning.adapters.code_features import CodeFeatureGrouping
+from fac_lightning.adapters.code_features import CodeFeatureGrouping, DigitFeatureGrouping
 from fac_lightning.adapters.codes import CodeEmbedding, ConcatCodeGrouping, MeanCodeGrouping
 from fac_lightning.adapters.conv import ConvGrouping
 from fac_lightning.adapters.features import ConcatGrouping, MeanGrouping
@@ -23,6 +23,7 @@ __all__ = [
     "ConcatCodeGrouping",
     "ConcatGrouping",
     "ConvGrouping",
+    "DigitFeatureGrouping",
     "FeatureAdapter",
     "FrameStream",
     "FunAudioCodeGrouping",
