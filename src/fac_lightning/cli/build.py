@@ -61,11 +61,21 @@ def build(recipe: Recipe, callbacks: Sequence[Any] = ()) -> Built:
         raise RecipeError(recipe.name, problems)
     model = build_model(tree["model"])
     tokenizer = instantiate(tree["tokenizer"], "tokenizer") if tree.get("tokenizer") else None
+    _check_tokenizer(model, tokenizer)
     geometry = getattr(model, "geometry", None)
     shared = {"tokenizer": tokenizer, "geometry": geometry}
     data = instantiate(tree["data"], "data", **{name: item for name, item in shared.items() if item is not None})
     task = instantiate(tree["task"], "task", model=model)
     return Built(model, tokenizer, data, task, build_trainer(recipe, callbacks))
+
+
+def _check_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that does not go with the model, where the model can say so."""
+    if tokenizer is not None and hasattr(model, "check_tokenizer"):
+        try:
+            model.check_tokenizer(tokenizer)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def build_model(node: Mapping[str, Any], pretrained: bool = True) -> Any:

@@ -51,12 +51,11 @@ def parts(model: Any, tokenizer: Any = None) -> Iterator[tuple[str, str, int]]:
 def rates(model: Any, tokenizer: Any = None) -> Iterator[str]:
     """How time shrinks from the waveform to the backbone, one line a stream."""
     encoder, adapter = getattr(model, "encoder", None), getattr(model, "feature_adapter", None)
-    heard = said = None
     if encoder is not None and adapter is not None:
         heard = encoder.frame_rate / adapter.group_size
         yield (
             f"user speech:  {encoder.sample_rate} Hz -> {encoder.frame_rate:g} frames/s "
-            f"-> /{adapter.group_size} -> {heard:g} positions/s"
+            f"-> /{adapter.group_size} -> {'at most ' if adapter.variable_rate else ''}{heard:g} positions/s"
         )
     grouping = getattr(model, "head", None) or getattr(model, "code_adapter", None)
     if tokenizer is not None and grouping is not None:
@@ -66,12 +65,11 @@ def rates(model: Any, tokenizer: Any = None) -> Iterator[str]:
             f"({tokenizer.num_codebooks} x {tokenizer.codebook_size} codes) "
             f"-> /{grouping.group_size} -> {said:g} positions/s"
         )
-        for size in ("num_codebooks", "codebook_size"):
-            there, here = getattr(tokenizer, size), getattr(grouping, size)
-            if there != here:
-                yield f"these do not fit: tokenizer.{size} is {there}, the model's is {here}"
-    if heard is not None and said is not None and abs(heard - said) > 1e-6:
-        yield f"note: the backbone hears {heard:g} and says {said:g} positions per second"
+    if tokenizer is not None and hasattr(model, "check_tokenizer"):
+        try:
+            model.check_tokenizer(tokenizer)
+        except ValueError as error:
+            yield str(error)
 
 
 def _count(part: Any) -> int:

@@ -235,7 +235,8 @@ class Corpus:
             if sizes != (geometry.num_codebooks, geometry.codebook_size):
                 raise ValueError(
                     f"the speech tokenizer has (codebooks, codes) = {sizes}, the model "
-                    f"{(geometry.num_codebooks, geometry.codebook_size)}; build the model with the tokenizer's sizes"
+                    f"{(geometry.num_codebooks, geometry.codebook_size)}; build the model with the tokenizer's sizes "
+                    f"(vars.num_codebooks {sizes[0]}, vars.codebook_size {sizes[1]})"
                 )
 
 

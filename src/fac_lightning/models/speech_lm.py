@@ -17,8 +17,9 @@ from fac_lightning.backbones.base import Backbone
 from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.heads.base import SpeechHead
 from fac_lightning.losses import chunked_logprobs
-from fac_lightning.models.agreement import agree, agree_on_empty_positions, agree_on_frames
+from fac_lightning.models.agreement import agree_on_codes, agree_on_parts, agree_on_rates
 from fac_lightning.models.unheard import EmbeddedLine, without_unheard
+from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import IGNORE, HeadOutput, SpeechGeometry, SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["SpeechLM"]
@@ -43,6 +44,8 @@ class SpeechLM(nn.Module):
         feature_adapter: Features -> positions; goes with ``encoder``.
         code_adapter: Groups of codes -> positions, the model's own speech fed back.
         fusion: Joins streams that meet at a position; goes with ``code_adapter``.
+        rate_tolerance: How far the positions per second of user speech and of the model's own may lie apart, as a part
+            of the greater; see ``check_tokenizer``. Between 0 and 1, which allows all.
     """
 
     def __init__(
@@ -53,32 +56,13 @@ class SpeechLM(nn.Module):
         feature_adapter: FeatureAdapter | None = None,
         code_adapter: CodeAdapter | None = None,
         fusion: Fusion | None = None,
+        rate_tolerance: float = 0.1,
     ) -> None:
         super().__init__()
-        if (encoder is None) != (feature_adapter is None):
-            given, missing = ("encoder", "feature_adapter") if encoder is not None else ("feature_adapter", "encoder")
-            raise ValueError(f"{given} is set but {missing} is not: user speech needs both, or neither")
-        if code_adapter is not None and fusion is None:
-            raise ValueError(
-                "code_adapter is set but fusion is not: text and codes meet at a position, so name how they join "
-                "(fac_lightning.adapters.SumFusion or MeanFusion)"
-            )
-        if encoder is not None and feature_adapter is not None:
-            agree_on_frames(encoder, feature_adapter)
-        if feature_adapter is not None and fusion is not None:
-            agree_on_empty_positions(feature_adapter, fusion)
-        for name, part in (("feature_adapter", feature_adapter), ("code_adapter", code_adapter), ("head", head)):
-            if part is not None:
-                agree(f"{name}.dim", part.dim, "backbone.dim", backbone.dim, "vars.dim")
-        if head is not None and code_adapter is not None:
-            for size in ("group_size", "codebook_size", "num_codebooks"):
-                agree(
-                    f"code_adapter.{size}",
-                    getattr(code_adapter, size),
-                    f"head.{size}",
-                    getattr(head, size),
-                    f"vars.{size}",
-                )
+        if not 0 <= rate_tolerance <= 1:
+            raise ValueError(f"rate_tolerance must lie between 0 and 1, got {rate_tolerance}")
+        self.rate_tolerance = rate_tolerance
+        agree_on_parts(backbone, head, encoder, feature_adapter, code_adapter, fusion)
         self.backbone, self.head, self.encoder = backbone, head, encoder
         self.feature_adapter, self.code_adapter, self.fusion = feature_adapter, code_adapter, fusion
         self.tie()
@@ -88,6 +72,24 @@ class SpeechLM(nn.Module):
         table = None if self.code_adapter is None else self.code_adapter.code_table
         if self.head is not None and self.head.tied and table is not None:
             self.head.tie(table)
+
+    def check_tokenizer(self, tokenizer: SpeechTokenizer) -> None:
+        """Refuse a tokenizer that does not go with the parts.
+
+        Its codes must be those of the head. User speech and the model's own may have two rates where they take turns,
+        but mostly nobody meant that, and full duplex needs one clock; so rates that lie apart are an error unless
+        ``rate_tolerance`` allows them. Rates that no whole groups make equal (86.1 / 17 and 50 / 10 positions a second)
+        are within the default. Nothing is checked where the model says no codes.
+
+        Raises:
+            ValueError: Names both numbers and the sizes that fit.
+        """
+        codes, slot = (self.head, "head") if self.head is not None else (self.code_adapter, "code_adapter")
+        if codes is None:
+            return
+        agree_on_codes(tokenizer, codes, slot)
+        if self.encoder is not None and self.feature_adapter is not None:
+            agree_on_rates(tokenizer, codes.group_size, self.encoder, self.feature_adapter, self.rate_tolerance)
 
     @property
     def geometry(self) -> SpeechGeometry:
