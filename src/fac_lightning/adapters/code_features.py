@@ -141,4 +141,5 @@ class DigitFeatureGrouping(_CodeFrames):
         """Frames ``(B, T, W)``: a number per level of each digit, standardised for levels that are equally likely."""
         digits = codes[..., None] // self.powers % self.levels  # (B, T, Q, digits)
         chosen = F.one_hot(digits, self.levels).flatten(2).to(self.proj.weight.dtype)
-        return (chosen * self.levels - 1) / (self.levels - 1) ** 0.5
+        numbers: Tensor = (chosen * self.levels - 1) / (self.levels - 1) ** 0.5
+        return numbers
