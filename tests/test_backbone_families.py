@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -210,6 +212,8 @@ def test_the_balance_is_handed_out_once_and_only_of_training():
     logits(backbone, *line)
     assert backbone.auxiliary_loss() is not None
     assert backbone.auxiliary_loss() is None
+    logits(backbone, *line)
+    assert copy.deepcopy(backbone).auxiliary_loss() is None
     logits(backbone.eval(), *line)
     assert backbone.auxiliary_loss() is None
     dense = tiny_backbone().train()

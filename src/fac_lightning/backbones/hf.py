@@ -121,6 +121,9 @@ class HFBackbone(Backbone):
         balance, self._balance = self._balance, None
         return balance
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_balance": None}  # a copy begins without the graph of the last line
+
     def new_cache(self) -> Any:
         """An empty ``transformers.DynamicCache``."""
         from transformers import DynamicCache

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fac_lightning.backbones.base import Backbone
+from fac_lightning.backbones.four_bit import FourBitBackbone
 from fac_lightning.backbones.hf import HFBackbone
 
 __all__ = ["LoRABackbone"]
@@ -20,7 +22,8 @@ class LoRABackbone(Backbone):
     """Freeze a backbone and add a trained product of two thin matrices to chosen linear layers.
 
     Low-rank adaptation (https://arxiv.org/abs/2106.09685) by the library ``peft``. At the start the outputs are those
-    of the given backbone, which becomes part of this one.
+    of the given backbone, which becomes part of this one. Around a ``FourBitBackbone`` this is QLoRA. The experts of a
+    mixture are stacks and no linear layers: they stay as they are.
 
     Args:
         backbone: The model to adapt.
@@ -30,8 +33,13 @@ class LoRABackbone(Backbone):
         targets: Names of the linear layers to adapt, as their last part (``["q_proj", "v_proj"]``); None adapts every
             linear layer of the blocks.
         train_embeddings: Train the text embedding and the output matrix too, for example when special tokens are new.
+        use_dora: Learn the length of every row of a weight beside its direction, which alone the thin matrices then
+            turn (DoRA, https://arxiv.org/abs/2402.09353).
+        use_rslora: Scale by ``alpha / sqrt(rank)``, so that a high rank learns as fast as a low one (rank-stabilised
+            LoRA, https://arxiv.org/abs/2312.03732).
 
     Raises:
+        ImportError: peft is not installed.
         ValueError: ``targets`` match no layer.
     """
 
@@ -45,6 +53,8 @@ class LoRABackbone(Backbone):
         dropout: float = 0.0,
         targets: list[str] | None = None,
         train_embeddings: bool = False,
+        use_dora: bool = False,
+        use_rslora: bool = False,
     ) -> None:
         super().__init__()
         try:
@@ -61,13 +71,20 @@ class LoRABackbone(Backbone):
                 f"targets {unknown or chosen} match no linear layer; choose from {', '.join(sorted(linear))}"
             )
         backbone.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
-        inject_adapter_in_model(config, backbone.model)
+        self._config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=chosen,
+            use_dora=use_dora,
+            use_rslora=use_rslora,
+        )
+        inject_adapter_in_model(copy.deepcopy(self._config), backbone.model)
         if train_embeddings:
             backbone.model.get_input_embeddings().requires_grad_(True)
             backbone.output_weight.requires_grad_(True)
         self.backbone = backbone
-        self.dim, self.vocab_size = backbone.dim, backbone.vocab_size
+        self.dim, self.vocab_size, self.logit_softcap = backbone.dim, backbone.vocab_size, backbone.logit_softcap
 
     @property
     def output_weight(self) -> Tensor:
@@ -83,6 +100,10 @@ class LoRABackbone(Backbone):
         hidden: Tensor = self.backbone(embeds, position_ids, lengths, parents)
         return hidden
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """What the adapted model adds to the loss, if anything; see ``HFBackbone.auxiliary_loss``."""
+        return self.backbone.auxiliary_loss()
+
     def new_cache(self) -> Any:
         """An empty key-value cache."""
         return self.backbone.new_cache()
@@ -92,8 +113,8 @@ class LoRABackbone(Backbone):
         return self.backbone.step(embeds, mask, position_ids, cache)
 
     def update_parameters(self) -> list[nn.Parameter]:
-        """The thin matrices."""
-        return [p for name, p in self.backbone.named_parameters() if "lora_" in name]
+        """The thin matrices, and with DoRA the lengths."""
+        return [p for _, p in self._updates()]
 
     @contextmanager
     def without_updates(self) -> Iterator[None]:
@@ -112,11 +133,23 @@ class LoRABackbone(Backbone):
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
 
+    @torch.no_grad()
     def merged(self) -> HFBackbone:
-        """A copy as a plain backbone with the updates added to its weights; all its parameters train again."""
+        """A copy as a plain backbone with the updates added to its weights; all its parameters train again.
+
+        Of a ``FourBitBackbone`` the weights come in full, for a packed sum would be rounded once more.
+        """
+        from peft import inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
 
-        plain = copy.deepcopy(self.backbone)
+        if isinstance(self.backbone, FourBitBackbone):
+            plain = self.backbone.unpacked()
+            inject_adapter_in_model(copy.deepcopy(self._config), plain.model)
+            places = dict(plain.named_parameters())
+            for name, update in self._updates():
+                places[name].copy_(update)
+        else:
+            plain = copy.deepcopy(self.backbone)
         adapted = [(name, part) for name, part in plain.model.named_modules() if isinstance(part, LoraLayer)]
         for name, part in adapted:
             part.merge()
@@ -129,3 +162,6 @@ class LoRABackbone(Backbone):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged model as a plain transformers folder."""
         self.merged().save_pretrained(folder)
+
+    def _updates(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.backbone.named_parameters() if "lora_" in name)
