@@ -19,6 +19,7 @@ BASES = frozenset(f"{room}.base" for room in PARTS)
 TOOLS = frozenset(
     {
         "hf_packed",
+        "kaldi_fbank",
         "packed",
         "patterns",
         "prompts",
@@ -58,6 +59,7 @@ HOUSE: dict[str, Room] = {
     "replies": Room(frozenset({"types"}), never=TRAINING | {"transformers"}),
     "weights": Room(frozenset(), never=TRAINING),
     "resampling": Room(frozenset(), never=TRAINING | {"torch"}),
+    "kaldi_fbank": Room(frozenset(), only=frozenset({"torch"})),
     "wer": Room(frozenset(), never=TRAINING | {"torch"}),
     "patterns": Room(frozenset(), only=frozenset()),
     **dict.fromkeys(PARTS, PART),

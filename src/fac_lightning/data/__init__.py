@@ -16,6 +16,7 @@ from fac_lightning.data.dialogue import (
 )
 from fac_lightning.data.distorted import DistortedDialogues
 from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
+from fac_lightning.data.kmeans_training import KMeansTraining
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
@@ -53,6 +54,7 @@ __all__ = [
     "Fact",
     "FunAudioChatImport",
     "JsonlDialogues",
+    "KMeansTraining",
     "LinearModes",
     "ModeSchedule",
     "PairCorpus",

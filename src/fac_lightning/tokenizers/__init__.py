@@ -7,11 +7,15 @@ from fac_lightning.tokenizers.encodec_48k import Encodec48kTokenizer
 from fac_lightning.tokenizers.encodec_package import EncodecPackageTokenizer
 from fac_lightning.tokenizers.fsq import FSQTokenizer
 from fac_lightning.tokenizers.griffin_lim import griffin_lim
+from fac_lightning.tokenizers.kmeans import KMeansTokenizer
 from fac_lightning.tokenizers.mel import LogMel
 from fac_lightning.tokenizers.mimi import MimiTokenizer
+from fac_lightning.tokenizers.neucodec import NeuCodecTokenizer
 from fac_lightning.tokenizers.quantizer import FiniteScalarQuantizer
 from fac_lightning.tokenizers.s3 import S3Tokenizer
 from fac_lightning.tokenizers.s3_onnx import S3OnnxTokenizer
+from fac_lightning.tokenizers.xcodec import XCodecTokenizer
+from fac_lightning.tokenizers.xcodec2 import XCodec2Tokenizer
 
 __all__ = [
     "DACTokenizer",
@@ -20,10 +24,14 @@ __all__ = [
     "EncodecTokenizer",
     "FSQTokenizer",
     "FiniteScalarQuantizer",
+    "KMeansTokenizer",
     "LogMel",
     "MimiTokenizer",
+    "NeuCodecTokenizer",
     "S3OnnxTokenizer",
     "S3Tokenizer",
     "SpeechTokenizer",
+    "XCodec2Tokenizer",
+    "XCodecTokenizer",
     "griffin_lim",
 ]

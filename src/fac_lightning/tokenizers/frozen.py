@@ -44,7 +44,7 @@ class FrozenCodec(SpeechTokenizer):
 
     @abstractmethod
     def decode_rows(self, codes: Tensor) -> Tensor:
-        """Waveforms ``(B, S)`` of codes ``(B, T, q)``; cut to ``T * hop_length``, or filled up with silence."""
+        """Waveforms ``(B, S)`` of codes ``(B, T, q)``; cut to whole frames, or filled up with silence."""
 
     def stream_rows(self, codes: Tensor, memory: dict[Any, Any]) -> Tensor:
         """Waveforms ``(B, t * hop_length)`` of the next codes ``(B, t, q)``; only where ``causal``."""
@@ -76,13 +76,14 @@ class FrozenCodec(SpeechTokenizer):
             lengths = torch.full((codes.shape[0],), codes.shape[1], device=codes.device)
         codes = codes.masked_fill(_beyond(lengths, codes.shape[1])[..., None], 0)
         self.check_codes(codes)
-        samples = lengths * self.hop_length
-        audio = torch.zeros(codes.shape[0], codes.shape[1] * self.hop_length, device=codes.device)
+        hop = self.hop_length * self.output_rate // self.sample_rate
+        samples = lengths * hop
+        audio = torch.zeros(codes.shape[0], codes.shape[1] * hop, device=codes.device)
         with torch.autocast(codes.device.type, enabled=False):
             for rows, count in self._groups(lengths):
-                said = self.decode_rows(codes[rows, :count])[:, : count * self.hop_length]
+                said = self.decode_rows(codes[rows, :count])[:, : count * hop]
                 audio[rows, : said.shape[1]] = said
-        return Waveforms(audio.masked_fill(_beyond(samples, audio.shape[1]), 0), samples, self.sample_rate)
+        return Waveforms(audio.masked_fill(_beyond(samples, audio.shape[1]), 0), samples, self.output_rate)
 
     def new_decoder_state(self, batch_size: int) -> DecoderState:
         """State of ``batch_size`` fresh rows for ``decode_chunk``.

@@ -6,7 +6,7 @@ Legend: B rows, S samples, T code frames (40 ms), U feature frames, M mel frames
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.tokenizers.blocks import ConvStack, FrameNorm
+from fac_lightning.tokenizers.features import FeatureExtractor
 from fac_lightning.tokenizers.griffin_lim import griffin_lim
 from fac_lightning.tokenizers.mel import LogMel
 from fac_lightning.tokenizers.quantizer import FiniteScalarQuantizer
@@ -22,17 +23,6 @@ from fac_lightning.types import SpeechCodes, SpeechFeatures, Waveforms
 __all__ = ["FSQTokenizer"]
 
 SHIPPED = Path(__file__).parent / "weights"
-
-
-class FeatureExtractor(Protocol):
-    """What the tokenizer asks of ``features``; every ``SpeechEncoder`` gives it."""
-
-    sample_rate: int
-    hop_length: int
-    dim: int
-
-    def __call__(self, audio: Tensor, lengths: Tensor | None = None) -> SpeechFeatures:
-        """Features ``(B, U, dim)`` of waveforms ``(B, S)``."""
 
 
 class FSQTokenizer(SpeechTokenizer):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from fac_lightning.weights import CheckpointError
 
-__all__ = ["draw_codebooks", "load_codec", "noise"]
+__all__ = ["draw_codebooks", "load_codec", "noise", "output_of"]
 
 
 def load_codec(
@@ -76,6 +77,17 @@ def noise(hop_length: int, seed: int) -> Tensor:
     """Noise ``(1, 1, S)`` of 64 frames that grows louder."""
     loudness = torch.linspace(0.01, 1, 64).repeat_interleave(hop_length)
     return (torch.randn(len(loudness), generator=torch.Generator().manual_seed(seed)) * loudness)[None, None]
+
+
+@contextmanager
+def output_of(module: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """What a module inside a model gives while the model runs, call after call."""
+    found: list[Tensor] = []
+    handle = module.register_forward_hook(lambda module, inputs, output: found.append(output))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def _settings(kind: Any, name: str, sizes: Mapping[str, dict[str, Any]]) -> Any:

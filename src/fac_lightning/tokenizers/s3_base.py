@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from fac_lightning.tokenizers.base import SpeechTokenizer
+from fac_lightning.tokenizers.detokenized import DetokenizedTokenizer
 from fac_lightning.tokenizers.s3_mel import S3LogMel
-from fac_lightning.types import SpeechCodes, Waveforms
+from fac_lightning.types import SpeechCodes
 
 __all__ = ["NAMES", "S3Base"]
 
@@ -23,23 +22,7 @@ SHORTEST = 16000  # a last piece below this is joined with the one before it, an
 BATCH_SAMPLES = 16 * LONGEST  # of one call of the model, padding included
 
 
-class Detokenizer(Protocol):
-    """What a tokenizer asks of ``detokenizer``; every ``SpeechDetokenizer`` gives it."""
-
-    sample_rate: int
-    num_codebooks: int
-    codebook_size: int
-    codes_name: str | None
-
-    @property
-    def frame_rate(self) -> float:
-        """Hz."""
-
-    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Waveforms:
-        """Waveforms of codes ``(B, T, Q)``."""
-
-
-class S3Base(SpeechTokenizer):
+class S3Base(DetokenizedTokenizer):
     """Supervised semantic speech tokens of CosyVoice 2 and 3: 25 codes a second out of 6561, from 16 kHz.
 
     Clips longer than 30 s are cut into pieces of 30 s that do not see each other; if the last would be shorter than
@@ -56,33 +39,15 @@ class S3Base(SpeechTokenizer):
     hop_length = 640
     num_codebooks = 1
     codebook_size = 6561
+    kind = "S3"
+    example = "CosyVoice3Detokenizer"
 
     def __init__(self, detokenizer: nn.Module | None = None, weights: str | None = None) -> None:
         super().__init__()
         self.log_mel = S3LogMel()
-        self.detokenizer = detokenizer
         versions = [name for version, name in NAMES.items() if weights and version in Path(weights).name]
         self.codes_name = versions[0] if len(versions) == 1 else None
-        if detokenizer is not None:
-            part = cast(Detokenizer, detokenizer)
-            found = (part.frame_rate, part.num_codebooks, part.codebook_size)
-            due = (self.frame_rate, self.num_codebooks, self.codebook_size)
-            if found != due:
-                raise ValueError(
-                    f"detokenizer speaks {found[1]} x {found[2]} codes at {found[0]:g} Hz, but S3 gives "
-                    f"{due[1]} x {due[2]} at {due[0]:g} Hz; name one made for S3, such as CosyVoice3Detokenizer"
-                )
-            if self.codes_name and part.codes_name and self.codes_name != part.codes_name:
-                raise ValueError(
-                    f"detokenizer speaks the codes of {part.codes_name}, but weights {weights!r} make those of "
-                    f"{self.codes_name}: the same numbers mean other sounds; name weights of {part.codes_name}"
-                )
-            self.codes_name = self.codes_name or part.codes_name
-
-    @property
-    def output_rate(self) -> int:
-        """Hz of the waveforms that ``decode`` gives: those of the detokenizer."""
-        return self.sample_rate if self.detokenizer is None else cast(Detokenizer, self.detokenizer).sample_rate
+        self.take_detokenizer(detokenizer, f"weights {weights!r}")
 
     @abstractmethod
     def quantize(self, mels: Tensor, lengths: Tensor) -> Tensor:
@@ -118,21 +83,6 @@ class S3Base(SpeechTokenizer):
                 count = self.num_frames(length)
                 codes[row, start // hop : start // hop + count, 0] = found[i, :count]
         return SpeechCodes(codes, -(-lengths // hop))
-
-    @torch.no_grad()
-    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Waveforms:
-        """Waveforms at ``output_rate`` of codes ``(B, T, 1)``; ``lengths`` ``(B,)`` in frames.
-
-        Raises:
-            ValueError: If this tokenizer was built without a detokenizer.
-        """
-        if self.detokenizer is None:
-            name = type(self).__name__
-            raise ValueError(
-                f"S3 codes have no decoder of their own and this {name} was given none: pass {name}(detokenizer=...), "
-                "for example fac_lightning.detokenizers.CosyVoice3Detokenizer"
-            )
-        return cast(Detokenizer, self.detokenizer).decode(codes, lengths)
 
 
 def _cuts(num_samples: int, hop: int) -> list[int]:
