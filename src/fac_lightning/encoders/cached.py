@@ -101,9 +101,10 @@ class CachedEncoder(SpeechEncoder):
         return self._store
 
     def fingerprint(self) -> str:
-        """Name of this encoder with these weights: its class, shapes, and a sample of every weight's values."""
+        """Name of this encoder with these weights: class, ``extra_repr``, shapes, some of every weight's values."""
         digest = hashlib.blake2b(digest_size=KEY_BYTES)
-        digest.update(f"{type(self.encoder).__module__}.{type(self.encoder).__qualname__}|{self.hop_length}".encode())
+        kind = f"{type(self.encoder).__module__}.{type(self.encoder).__qualname__}"
+        digest.update(f"{kind}|{self.hop_length}{self.encoder.extra_repr()}".encode())
         if self.codebook_size is not None:  # tokenizers may differ in what no weight shows
             parts = [f"{name} {type(part).__qualname__}" for name, part in self.encoder.named_modules()]
             digest.update(f"|{self.dim} codes of {self.codebook_size}|{parts}".encode())

@@ -91,6 +91,10 @@ class FunAudioEncoder(SpeechEncoder):
         # parallel training does not wait for its gradient.
         self.audio_bos_eos_token = nn.Embedding(2, dim).requires_grad_(False)
 
+    def extra_repr(self) -> str:
+        """What features depend on beside weights."""
+        return f"n_window={self.n_window}"
+
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> SpeechFeatures:
         """Features ``(A, ceil(S / 640), dim)`` of waveforms ``(A, S)`` at 16 kHz; ``lengths`` ``(A,)`` in samples.
 

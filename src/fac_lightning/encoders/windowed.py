@@ -28,19 +28,20 @@ class WindowedEncoder(SpeechEncoder):
         """Frames ``(W, T, dim)`` of windows; those after ``ceil(lengths / hop_length)`` may hold anything.
 
         Args:
-            inputs: ``(W, N, ...)`` windows of what ``prepare`` gives, ``N / T`` entries a frame.
+            inputs: ``(W, N, ...)`` windows of what ``prepare`` gives, ``N / T`` entries a frame, then zeros.
             lengths: ``(W,)`` samples of each, at least 1.
         """
 
     def prepare(self, audio: Tensor, lengths: Tensor) -> Tensor:
         """What windows are cut out of: ``(B, N, ...)``, as many entries for each of ``ceil(S / hop_length)`` frames.
 
-        The waveforms themselves, unless overridden for what is computed over whole clips.
+        The waveforms with silence after their ends, unless overridden for what is computed over whole clips.
 
         Args:
             audio: ``(B, S)`` waveforms.
             lengths: ``(B,)`` samples of each row, which may be 0.
         """
+        audio = audio.masked_fill(torch.arange(audio.shape[1], device=audio.device) >= lengths[:, None], 0.0)
         return F.pad(audio, (0, -audio.shape[1] % self.hop_length))
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> SpeechFeatures:

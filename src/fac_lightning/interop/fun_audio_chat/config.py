@@ -8,6 +8,7 @@ from typing import Any
 from fac_lightning.adapters import AddFusion, FunAudioCodeGrouping, MeanFusion, MeanGrouping
 from fac_lightning.backbones import HFBackbone
 from fac_lightning.encoders import FunAudioEncoder
+from fac_lightning.encoders.fun_audio_tower import fun_audio_sizes
 from fac_lightning.heads import FunAudioHead
 from fac_lightning.models import SpeechLM
 from fac_lightning.weights import CheckpointError
@@ -87,21 +88,7 @@ def part_arguments(
     group_size, more = audio["group_size"], {"gradient_checkpointing": True} if checkpointing else {}
     parts: Parts = {
         "backbone": (HFBackbone, {"config": _text_config(config["text_config"]), "dtype": dtype, **more}),
-        "encoder": (
-            FunAudioEncoder,
-            {
-                "n_mels": audio.get("num_mel_bins", 128),
-                "d_model": audio.get("d_model", 1280),
-                "num_layers": audio.get("encoder_layers", 32),
-                "num_heads": audio.get("encoder_attention_heads", 20),
-                "ffn_dim": audio.get("encoder_ffn_dim", 5120),
-                "n_window": audio.get("n_window", 100),
-                "dim": dim,
-                "max_source_positions": audio.get("max_source_positions", 1500),
-                "activation": audio.get("activation_function", "gelu"),
-                **more,
-            },
-        ),
+        "encoder": (FunAudioEncoder, {**fun_audio_sizes(audio), **more}),
         "feature_adapter": (MeanGrouping, {"in_dim": dim, "group_size": group_size, "dim": dim}),
         "code_adapter": (
             FunAudioCodeGrouping,
