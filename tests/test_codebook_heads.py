@@ -188,6 +188,19 @@ def test_gradient_checkpointing_changes_memory_only(name):
         torch.testing.assert_close(recomputed, plain)
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_half_precision_weights_score_in_float32(name):
+    head, (hidden, labels), lengths = HEADS[name](2, 4), groups(2, 4), torch.tensor([4, 2])
+    want = head(hidden, labels, lengths).logprobs
+    head, hidden = head.bfloat16(), hidden.bfloat16()
+    got = head(hidden, labels, lengths).logprobs
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, atol=0.1, rtol=0)
+    with torch.no_grad():
+        said = head.step(hidden[:1], head.new_state(1), lambda logits: logits.argmax(-1))
+    assert said.shape == (1, 2, 4)
+
+
 @pytest.mark.parametrize("code", [bos_code(CODES), pad_code(CODES), -1])
 @pytest.mark.parametrize("name", HEADS)
 def test_labels_that_cannot_be_said_are_refused(name, code):
