@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,23 @@ from safetensors.torch import load_file, save_file
 from fac_lightning.adapters import SumFusion
 from fac_lightning.backbones import HFBackbone
 from fac_lightning.backbones.mixture import load_balancing_loss
+from fac_lightning.data.corpus import Corpus
 from fac_lightning.losses import chunked_logprobs
 from fac_lightning.merging import LinearMerge
 from fac_lightning.merging.plan import plan_merge
 from fac_lightning.merging.source import FileSource, StateSource
 from fac_lightning.models import SpeechLM
-from fac_lightning.testing import BACKBONE_FAMILIES, check_backbone, family_config, tiny_backbone, tiny_batch
+from fac_lightning.prompts import ChatFormat
+from fac_lightning.tasks import TextPretraining
+from fac_lightning.testing import (
+    BACKBONE_FAMILIES,
+    check_backbone,
+    family_config,
+    make_dialogues,
+    tiny_backbone,
+    tiny_batch,
+)
+from fac_lightning.text_tokenizer import train_text_tokenizer
 from fac_lightning.weights import CheckpointError
 
 FAMILIES = sorted(BACKBONE_FAMILIES)
@@ -95,6 +107,37 @@ def test_of_a_vision_language_checkpoint_the_text_tower_alone_is_read(family, tm
     assert sum(p.numel() for p in backbone.parameters()) == sum(stored[n].numel() for n in stored.keys() - seen)
     shell = HFBackbone(name=str(tmp_path), pretrained=False)
     assert shell.state_dict().keys() == backbone.state_dict().keys()
+
+
+TOWERS = {
+    "gemma3": {"text_config": {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}},
+    "mistral3": {"text_config": {"model_type": "mistral", "sliding_window": 3}},
+    "qwen2_5_vl": {"text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}},
+    "qwen2_audio": {
+        "text_config": {"model_type": "qwen2"},
+        "audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@torch.no_grad()
+def test_towers_of_other_families_are_found_too(kind, tmp_path):
+    from transformers import AutoConfig, AutoModelForMultimodalLM
+
+    entries = {**TOWERS[kind]}
+    sizes = {key: value for key, value in family_config("llama").items() if key != "model_type"} | {"pad_token_id": 0}
+    entries["text_config"] = sizes | entries["text_config"]
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "patch_size": 4, "image_size": 16}
+    if kind != "qwen2_audio":
+        entries["vision_config"] = vision | ({"model_type": "pixtral", "head_dim": 8} if kind == "mistral3" else {})
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, tie_word_embeddings=False, **entries)
+    model = AutoModelForMultimodalLM.from_config(config, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path)
+    line = rows()
+    torch.testing.assert_close(logits(HFBackbone(name=str(tmp_path)), *line), alone(model, line[0]))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "qwen3_vl"])
@@ -257,6 +300,28 @@ def test_rows_come_in_multiples_and_are_never_cut():
     assert HFBackbone(config=config, vocab_size=30, vocab_multiple=10).vocab_size == 50
     with pytest.raises(ValueError, match="vocab_multiple must be at least 1, got 0"):
         HFBackbone(config=config, vocab_multiple=0)
+
+
+@pytest.fixture(scope="module")
+def text_tokenizer(tmp_path_factory):
+    return train_text_tokenizer(["a few words"], 300, tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_a_text_tokenizer_with_more_ids_than_rows_is_refused_with_both_numbers(text_tokenizer, tmp_path):
+    ids = len(text_tokenizer)
+    few = SpeechLM(tiny_backbone(vocab_size=ids - 1))
+    modes, chat, path = {"T2T": 1.0}, ChatFormat(text_tokenizer), make_dialogues(tmp_path, n=1, spoken=False)
+    with pytest.raises(ValueError, match=rf"has {ids} tokens.* {ids - 1} rows; give .* vocab_size of at least {ids}"):
+        Corpus([path], chat, few.geometry, None, modes)
+    enough = SpeechLM(HFBackbone(config=family_config("qwen3", vocab_size=ids - 1), vocab_size=ids))
+    assert len(Corpus([path], chat, enough.geometry, None, modes)) == 1
+
+
+def test_a_bare_llm_is_checked_against_its_text_tokenizer_before_it_trains(text_tokenizer):
+    task = TextPretraining(tiny_backbone(vocab_size=30), save_llm=False)
+    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(chat=ChatFormat(text_tokenizer)))
+    with pytest.raises(ValueError, match=r"the backbone's embedding 30 rows"):
+        task.on_fit_start()
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -8,7 +8,25 @@ from typing import Any
 
 from fac_lightning.prompts import IM_END, PAD, SPECIAL_TOKENS
 
-__all__ = ["load_text_tokenizer", "train_text_tokenizer"]
+__all__ = ["check_rows", "load_text_tokenizer", "train_text_tokenizer"]
+
+
+def check_rows(tokenizer: Any, rows: int) -> None:
+    """Refuse an embedding that has no row for some token.
+
+    Args:
+        tokenizer: Of transformers.
+        rows: Of the backbone's embedding.
+
+    Raises:
+        ValueError: With both numbers.
+    """
+    ids = max(tokenizer.get_vocab().values(), default=-1) + 1  # not len: there may be holes
+    if ids > rows:
+        raise ValueError(
+            f"the text tokenizer has {ids} tokens, the backbone's embedding {rows} rows; give the backbone a "
+            f"vocab_size of at least {ids}"
+        )
 
 
 def load_text_tokenizer(name: str | Path) -> Any:

@@ -20,6 +20,7 @@ from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.replies import FrameEnd, ReplyRule
+from fac_lightning.text_tokenizer import check_rows
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry
 
@@ -224,12 +225,7 @@ class Corpus:
         geometry = self.geometry
         if geometry is None:
             return
-        entries = len(self.chat.tokenizer)  # type: ignore[arg-type]
-        if entries > geometry.vocab_size:
-            raise ValueError(
-                f"the text tokenizer has {entries} tokens, the backbone's embedding {geometry.vocab_size} rows; give "
-                f"the backbone a vocab_size of at least {entries}"
-            )
+        check_rows(self.chat.tokenizer, geometry.vocab_size)
         if tokenizer is not None and self._says:
             sizes = (tokenizer.num_codebooks, tokenizer.codebook_size)
             if sizes != (geometry.num_codebooks, geometry.codebook_size):

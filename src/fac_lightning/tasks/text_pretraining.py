@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fac_lightning.backbones.base import Backbone
 from fac_lightning.models import SpeechLM
+from fac_lightning.prompts import ChatFormat
 from fac_lightning.tasks.base import PackedLineTask
+from fac_lightning.text_tokenizer import check_rows
 from fac_lightning.types import SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["TextPretraining"]
@@ -66,6 +68,13 @@ class TextPretraining(PackedLineTask):
         """Log-probabilities of all text labels of a packed line."""
         output: SpeechLMOutput = SpeechLM(self.model)(batch)  # no slot but the backbone: labelled rows, chunked loss
         return output
+
+    def on_fit_start(self) -> None:
+        """Refuse a text tokenizer with more ids than the LLM has rows; a bare LLM tells its data no sizes."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        chat = getattr(data, "chat", None)
+        if isinstance(chat, ChatFormat):
+            check_rows(chat.tokenizer, self.model.vocab_size)
 
     def on_fit_end(self) -> None:
         """Save the LLM folder, whole or not at all."""
