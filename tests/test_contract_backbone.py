@@ -63,6 +63,11 @@ class LogitsOfFewerTokens(Right):
         return super().logits(hidden)[..., :-1]
 
 
+class ScalesItsLogits(Right):
+    def logits(self, hidden):
+        return super().logits(hidden) * 2
+
+
 class LeaksBetweenRows(Right):
     takes_parents = False
 
@@ -127,6 +132,7 @@ def test_sizes(name: str, value: object) -> None:
         (AnotherMatrix, r"output_weight is \(19, 8\), not \(vocab_size, dim\) = \(20, 8\)"),
         (LosesThePosition, r"hidden states are \(16, 8\), not \(17, 8\)"),
         (LogitsOfFewerTokens, "logits must have vocab_size columns"),
+        (ScalesItsLogits, "logits must be the product with output_weight"),
         (LeaksBetweenRows, "rows packed in one line must give what each gives alone"),
         (IgnoresParents, "rows that continue a row must give what whole rows give"),
         (SeesTheFuture, "a position must not see later ones"),

@@ -42,6 +42,9 @@ def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
     packed = part(embeds, positions, lengths)
     assert packed.shape == embeds.shape, f"hidden states are {tuple(packed.shape)}, not {tuple(embeds.shape)}"
     assert part.logits(packed).shape == (len(text_ids), part.vocab_size), "logits must have vocab_size columns"
+    plain, cap = packed @ part.output_weight.to(packed.dtype).T, part.logit_softcap
+    promise = "logits must be the product with output_weight, by which training scores, softly capped where it says so"
+    _same(part.logits(packed), plain if cap is None else cap * (plain / cap).tanh(), atol, promise)
     rows = embeds.split(sizes)
     alone = [part(row, torch.arange(len(row)), torch.tensor([len(row)])) for row in rows]
     _same(packed, torch.cat(alone), atol, "rows packed in one line must give what each gives alone")
