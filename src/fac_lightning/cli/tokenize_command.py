@@ -105,7 +105,9 @@ def print_result(manifest: str, result: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "", title=f"Speech codes of {manifest}", show_header=False, title_justify="left")
+    console = Console()
+    console.print(f"Speech codes of {manifest}", highlight=False, soft_wrap=True)
+    table = Table("", "", show_header=False)
     table.columns[1].justify = "right"
     table.add_row("clips", f"{result['clips']:,}")
     table.add_row("hours", f"{result['hours']:,.2f}")
@@ -114,7 +116,6 @@ def print_result(manifest: str, result: Mapping[str, Any]) -> None:
     table.add_row("bad audio", f"{result['bad']:,}", style="red" if result["bad"] else None)
     table.add_row("codes/s", f"{result['codes_per_second']:,.0f}" if result["made"] else "-")
     table.add_row("times real time", f"{result['times_real_time']:,.1f}" if result["made"] else "-")
-    console = Console()
     console.print(table)
     console.print(f"codes: {result['folder']}", highlight=False, soft_wrap=True)
     for one in result["bad_audio"][:SHOWN]:
