@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -107,6 +108,11 @@ def _held(choices: dict[str, list[str]], held: Sequence[str]) -> dict[str, list[
 
 @contextmanager
 def _quiet(log: Path) -> Iterator[None]:
-    """What trainings say goes to a file."""
-    with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        yield
+    """What trainings say goes to a file; what they note, such as their parts' sizes, nowhere."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with log.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+            yield
+    finally:
+        logging.disable(before)

@@ -67,20 +67,19 @@ class MatrixTrials:
         return self.catalogue.compose(chosen, self.sizes(chosen), extra)
 
     def sizes(self, chosen: Combination) -> dict[str, Any]:
-        """What tokenizer and encoder say of rates and codes, and the groups that give about the wanted rate.
+        """What tokenizer and encoder say of rates and codes, and the groups that give about the wanted rate."""
+        from fac_lightning.models.agreement import matching_groups
 
-        Both groups give the same rate as far as whole numbers allow.
-        """
         tokenizer, encoder = (self._part(slot, chosen[slot]) for slot in ("tokenizer", "encoder"))
-        group = max(1, round(tokenizer.frame_rate / self.catalogue.positions_per_second))
-        rate = tokenizer.frame_rate / group
+        wanted = self.catalogue.positions_per_second
+        frames, codes = matching_groups(encoder.frame_rate, tokenizer.frame_rate, wanted)
         return {
             "folder": str(self.folder),
             "codebook_size": tokenizer.codebook_size,
             "num_codebooks": tokenizer.num_codebooks,
-            "group_size": group,
+            "group_size": codes,
             "encoder_dim": encoder.dim,
-            "feature_group_size": max(1, round(encoder.frame_rate / rate)),
+            "feature_group_size": frames,
         }
 
     def refusal(self, chosen: Combination) -> str | None:
