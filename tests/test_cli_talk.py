@@ -70,9 +70,6 @@ ENCODEC = [
     "tokenizer.config={sampling_rate: 24000, num_filters: 4, hidden_size: 8, codebook_size: 64, codebook_dim: 8, "
     "upsampling_ratios: [8, 5, 4, 2], num_lstm_layers: 1, target_bandwidths: [1.5, 3.0]}",
     "tokenizer.num_codebooks=2",
-    "vars.codebook_size=64",
-    "vars.num_codebooks=2",
-    "vars.group_size=15",
 ]
 
 

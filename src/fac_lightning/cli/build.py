@@ -9,7 +9,16 @@ from typing import Any
 
 from fac_lightning.config import Problem, Recipe, RecipeError, UserError, accepts, instantiate, loads, untrusted
 
-__all__ = ["Built", "LoadedRun", "build", "build_model", "load_run", "run_folder"]
+__all__ = [
+    "Built",
+    "LoadedRun",
+    "build",
+    "build_model",
+    "ensure_tokenizer",
+    "load_run",
+    "run_folder",
+    "without_base_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ def build(recipe: Recipe, callbacks: Sequence[Any] = ()) -> Built:
         raise RecipeError(recipe.name, problems)
     model = build_model(tree["model"])
     tokenizer = instantiate(tree["tokenizer"], "tokenizer") if tree.get("tokenizer") else None
-    _check_tokenizer(model, tokenizer)
+    ensure_tokenizer(model, tokenizer)
     geometry = getattr(model, "geometry", None)
     shared = {"tokenizer": tokenizer, "geometry": geometry}
     data = instantiate(tree["data"], "data", **{name: item for name, item in shared.items() if item is not None})
@@ -69,7 +78,7 @@ def build(recipe: Recipe, callbacks: Sequence[Any] = ()) -> Built:
     return Built(model, tokenizer, data, task, build_trainer(recipe, callbacks))
 
 
-def _check_tokenizer(model: Any, tokenizer: Any) -> None:
+def ensure_tokenizer(model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer that does not go with the model, where the model can say so."""
     if tokenizer is not None and hasattr(model, "check_tokenizer"):
         try:
@@ -86,15 +95,16 @@ def build_model(node: Mapping[str, Any], pretrained: bool = True) -> Any:
         pretrained: False when weights follow from a file: the backbone is then not filled with its base weights first.
     """
     if not pretrained:
-        node = _without_base_weights(node)
+        node = without_base_weights(node)
     return instantiate(node, "model")
 
 
-def _without_base_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+def without_base_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A model node whose backbone has its sizes alone."""
     changed = dict(node)
     backbone = node.get("backbone", None)
     if isinstance(backbone, Mapping) and "_target_" in backbone:
-        changed["backbone"] = _without_base_weights(backbone)
+        changed["backbone"] = without_base_weights(backbone)
     elif accepts(node, "pretrained") and accepts(node, "vocab_size"):  # the model is a bare backbone
         changed["pretrained"] = False
     return changed

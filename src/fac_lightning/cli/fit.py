@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fac_lightning.cli.build import build, run_folder
+from fac_lightning.cli.sizes import with_sizes
 from fac_lightning.config import Recipe, UserError, ensure, load, recipe_text
 
 __all__ = ["FitResult", "fit"]
@@ -51,7 +52,7 @@ def fit(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe, overrides)
     ensure(recipe)
-    recipe = _with_folder(recipe)
+    recipe = _with_folder(with_sizes(recipe))
     folder = run_folder(recipe)
     start = _checkpoint(recipe, folder, resume)
     text = recipe_text(_without_continuation(recipe, folder), command)

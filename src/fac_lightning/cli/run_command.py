@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import subprocess
 import sys
 import time
@@ -16,9 +17,12 @@ from fac_lightning.cli.arguments import recipe_parser
 from fac_lightning.cli.build import load_run, run_folder
 from fac_lightning.cli.fit import fit
 from fac_lightning.cli.fit_command import print_result
-from fac_lightning.config import Recipe, UserError, ensure, find_recipe, instantiate, load, recipe_text
+from fac_lightning.cli.sizes import with_sizes
+from fac_lightning.config import Recipe, UserError, amend, ensure, find_recipe, instantiate, load, recipe_text
 
 __all__ = ["main", "plan", "run", "run_job"]
+
+log = logging.getLogger(__name__)
 
 
 def main(words: Sequence[str]) -> int:
@@ -84,25 +88,60 @@ def run_job(recipe: Recipe) -> Any:
 def plan(recipe: Recipe, look: Callable[[Recipe], None]) -> list[Any]:
     """Stages of a pipeline recipe, in an order that can be run; ``look`` sees the composed recipe of each.
 
+    Words of the command line for ``model``, ``tokenizer``, ``task``, ``data`` and ``trainer`` go to every stage whose
+    recipe takes them.
+
     Raises:
-        UserError: A stage names no recipe or one that cannot be composed, or stages go round in a circle.
+        UserError: A stage names no recipe or one that cannot be composed, stages go round in a circle, or no stage
+            takes a word.
     """
     from fac_lightning.pipeline import plan_stages
 
-    folder = recipe.path.parent if recipe.path else Path()
+    folder = _beside(recipe)
+    taken: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # file and overrides of a stage -> words
 
     def compose(name: str, overrides: list[str]) -> dict[str, Any]:
-        beside = folder / name
-        stage = load(beside if beside.is_file() else find_recipe(name), overrides)
+        stage = load(_stage_file(folder, name), overrides)
+        words = taken[name, tuple(overrides)] = _taken(stage, recipe.for_stages)
+        if words:
+            told, stage = stage.notes, amend(stage, words)
+            for note in stage.notes:
+                if note not in told:
+                    log.info(note)
         look(replace(stage, name=name))
         return stage.tree
 
     try:
-        return plan_stages(recipe.tree["stages"], compose)
+        stages = plan_stages(recipe.tree["stages"], compose)
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{recipe.name}: {error}") from error
+    stages = [replace(stage, words=(*stage.words, *taken[stage.file, stage.words])) for stage in stages]
+    for word in recipe.for_stages:
+        if not any(word in words for words in taken.values()):
+            raise UserError(f"{recipe.name}: no stage takes {word!r}; stages are {', '.join(s.name for s in stages)}")
+    return stages
+
+
+def _beside(recipe: Recipe) -> Path:
+    """Folder in which a pipeline looks for the recipes of its stages first."""
+    return recipe.path.parent if recipe.path else Path()
+
+
+def _stage_file(folder: Path, name: str) -> Path:
+    beside = folder / name
+    return beside if beside.is_file() else find_recipe(name)
+
+
+def _taken(stage: Recipe, words: Sequence[str]) -> list[str]:
+    """Those of a pipeline's words whose section a stage has, and whose key can be set there."""
+    kept: list[str] = []
+    for word in words:
+        section = word.removeprefix("~").partition("=")[0].partition(".")[0]
+        if stage.tree.get(section) and len(amend(stage, [*kept, word]).problems) == len(stage.problems):
+            kept.append(word)
+    return kept
 
 
 def run_stages(
@@ -145,7 +184,7 @@ def run_stages(
     folder = _pipeline_folder(recipe)
     try:
         names_chosen = None if chosen is None else chosen(stages)
-        return run_pipeline(stages, folder, partial(_run_stage, folder), tell, names_chosen, jobs)
+        return run_pipeline(stages, folder, partial(_run_stage, folder, _beside(recipe)), tell, names_chosen, jobs)
     except StageError as error:
         raise UserError(f"{recipe.name}: {error}") from error
 
@@ -177,11 +216,13 @@ def _run_words(recipe: Recipe, args: argparse.Namespace) -> None:
         print(f"{line}{f'  [needs {needs}]' if needs else ''}".rstrip())
 
 
-def _run_stage(folder: Path, stage: Any) -> Any:
-    one = Recipe(stage.file, stage.recipe)
+def _run_stage(folder: Path, recipes: Path, stage: Any) -> Any:
+    one = Recipe(stage.file, stage.recipe, _stage_file(recipes, stage.file), words=stage.words)
     if one.tree.get("job"):
         return _plain(run_job(one))
-    return _fit_stage(one) if _one_device(one) else _fit_apart(one, folder / "stages" / f"{stage.name}.yaml")
+    if _one_device(one):
+        return _fit_stage(one)
+    return _fit_apart(with_sizes(one), folder / "stages" / f"{stage.name}.yaml")
 
 
 def _fit_stage(recipe: Recipe) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fac_lightning.cli.arguments import recipe_parser
 from fac_lightning.cli.build import build_model
+from fac_lightning.cli.sizes import with_sizes
 from fac_lightning.config import Recipe, UserError, ensure, instantiate, load
 
 __all__ = ["main"]
@@ -23,6 +24,8 @@ def main(words: Sequence[str]) -> int:
         print(recipe.text, end="")
         return 0
     ensure(recipe)
+    if recipe.tree.get("model"):
+        recipe = with_sizes(recipe)
     from rich.console import Console
     from rich.syntax import Syntax
 

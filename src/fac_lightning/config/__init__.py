@@ -2,7 +2,7 @@
 
 from fac_lightning.config.build import accepts, instantiate
 from fac_lightning.config.check import GIVEN, check, ensure, untrusted
-from fac_lightning.config.compose import Recipe, find_recipe, load, loads, shipped_recipes
+from fac_lightning.config.compose import Recipe, amend, find_recipe, load, loads, shipped_recipes
 from fac_lightning.config.errors import Problem, RecipeError, UserError, report
 from fac_lightning.config.save import header, recipe_text, surroundings
 from fac_lightning.config.signatures import Argument, Definition, define, find, lineage, locate
@@ -19,6 +19,7 @@ __all__ = [
     "Unreadable",
     "UserError",
     "accepts",
+    "amend",
     "check",
     "define",
     "ensure",

@@ -22,13 +22,16 @@ from fac_lightning.config.errors import Problem, UserError, did_you_mean
 from fac_lightning.config.signatures import Definition, define
 from fac_lightning.config.source import BadPath
 
-__all__ = ["MISSING", "TOP_LEVEL", "Recipe", "find_recipe", "load", "loads", "merge", "override", "shipped_recipes"]
+__all__ = [
+    "MISSING", "TOP_LEVEL", "Recipe", "amend", "find_recipe", "load", "loads", "merge", "override", "shipped_recipes",
+]  # fmt: skip
 
 MISSING = "???"
 TOP_LEVEL = (
     "base", "seed", "vars", "model", "tokenizer", "task", "data", "trainer", "ckpt_path", "init_from", "job", "stages",
 )  # fmt: skip
 _TRAINER = "lightning.Trainer"  # what ``trainer:`` builds when it names nothing
+_OF_STAGES = ("model", "tokenizer", "task", "data", "trainer")  # a pipeline has none of its own
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Recipe:
     path: Path | None = None  # file it came from
     problems: tuple[Problem, ...] = ()  # found while composing; ``check`` adds to them
     notes: tuple[str, ...] = field(default=(), compare=False)  # arguments dropped with a changed ``_target_``
+    words: tuple[str, ...] = field(default=(), compare=False)  # of the command line, in force
+    for_stages: tuple[str, ...] = field(default=(), compare=False)  # words of a pipeline for all stages that take them
 
     @property
     def text(self) -> str:
@@ -70,8 +75,22 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: There is no such file, it is no YAML, or its ``base:`` goes round in a circle.
     """
     path = find_recipe(recipe)
-    notes: list[str] = []
-    return _finish(str(recipe), _read(path, (), notes), overrides, notes, path)
+    made = _compose(str(recipe), path, overrides)
+    for note in made.notes:
+        log.info(note)
+    return made
+
+
+def amend(recipe: Recipe, words: Sequence[str]) -> Recipe:
+    """A recipe composed anew with further words behind its own; nothing is logged.
+
+    Args:
+        recipe: From a file: what ``load`` gave.
+        words: Such as ``vars.dim=64``.
+    """
+    if recipe.path is None:
+        raise ValueError(f"{recipe.name} comes from no file, so it cannot be composed anew")
+    return _compose(recipe.name, recipe.path, [*recipe.words, *words])
 
 
 def loads(text: str, name: str = "recipe") -> Recipe:
@@ -88,17 +107,28 @@ def loads(text: str, name: str = "recipe") -> Recipe:
     return _finish(name, tree, (), [], None)
 
 
+def _compose(name: str, path: Path, overrides: Sequence[str]) -> Recipe:
+    notes: list[str] = []
+    return _finish(name, _read(path, (), notes), overrides, notes, path)
+
+
 def _finish(name: str, tree: dict[str, Any], overrides: Sequence[str], notes: list[str], path: Path | None) -> Recipe:
     if "trainer" in tree or "task" in tree:
         trainer = tree.get("trainer") or {}
         if isinstance(trainer, dict):
             tree["trainer"] = {"_target_": _TRAINER, **trainer}
-    problems = override(tree, overrides, notes)
+    for_stages = [word for word in overrides if tree.get("stages") and _section(word) in _OF_STAGES]
+    words = [word for word in overrides if word not in for_stages]
+    problems = override(tree, words, notes)
     tree, unclear = expand_stages(tree)
     tree, dangling = _resolve(tree)
-    for note in notes:
-        log.info(note)
-    return Recipe(name, tree, path, (*problems, *unclear, *dangling), tuple(notes))
+    found = (*problems, *unclear, *dangling)
+    return Recipe(name, tree, path, found, tuple(notes), tuple(words), tuple(for_stages))
+
+
+def _section(word: str) -> str:
+    """``trainer`` of ``trainer.max_steps=5`` and of ``~trainer.callbacks``."""
+    return word.removeprefix("~").partition("=")[0].partition(".")[0]
 
 
 # files

@@ -10,13 +10,26 @@ from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.heads.base import SpeechHead
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
-__all__ = ["agree_on_codes", "agree_on_parts", "agree_on_rates", "matching_groups"]
+__all__ = ["SizeError", "agree_on_codes", "agree_on_parts", "agree_on_rates", "matching_groups"]
+
+
+class SizeError(ValueError):
+    """Parts of other sizes or rates.
+
+    Args:
+        message: Both numbers and the way out.
+        *fixes: Ways out, the first one touching least: key of a recipe -> value.
+    """
+
+    def __init__(self, message: str, *fixes: dict[str, int]) -> None:
+        super().__init__(message)
+        self.fixes = list(fixes)
 
 
 def agree(name: str, value: int, other_name: str, other: int, key: str) -> None:
     """Refuse two sizes that must be one; ``key`` of the recipe is the way out."""
     if value != other:
-        raise ValueError(f"{name} ({value}) != {other_name} ({other}): set {key} to {other}")
+        raise SizeError(f"{name} ({value}) != {other_name} ({other}): set {key} to {other}", {key: other})
 
 
 def agree_on_parts(
@@ -100,7 +113,7 @@ def agree_on_codes(tokenizer: SpeechTokenizer, codes: SpeechHead | CodeAdapter, 
     """Refuse a tokenizer whose codes are not those that the part in ``slot`` says or reads.
 
     Raises:
-        ValueError: Names every size that differs.
+        SizeError: Names every size that differs.
     """
     sizes = ("num_codebooks", "codebook_size")
     pairs = [(size, getattr(tokenizer, size), getattr(codes, size)) for size in sizes]
@@ -108,7 +121,8 @@ def agree_on_codes(tokenizer: SpeechTokenizer, codes: SpeechHead | CodeAdapter, 
     if wrong:
         found = ", ".join(f"tokenizer.{size} ({there}) != {slot}.{size} ({here})" for size, there, here in wrong)
         fix = " and ".join(f"vars.{size} to {there}" for size, there, _ in wrong)
-        raise ValueError(f"{type(tokenizer).__name__} does not fit the model: {found}; set {fix}")
+        message = f"{type(tokenizer).__name__} does not fit the model: {found}; set {fix}"
+        raise SizeError(message, {f"vars.{size}": there for size, there, _ in wrong})
 
 
 def agree_on_rates(
@@ -123,7 +137,7 @@ def agree_on_rates(
     An adapter of a variable rate has none to agree on.
 
     Raises:
-        ValueError: They differ by more than ``tolerance``, a part of the greater one.
+        SizeError: They differ by more than ``tolerance``, a part of the greater one.
     """
     frames, codes = encoder.frame_rate, tokenizer.frame_rate
     heard, said = frames / adapter.group_size, codes / group_size
@@ -133,17 +147,21 @@ def agree_on_rates(
     ways = [way for way in ways if _alike(frames / way[0], codes / way[1], tolerance)]
     if all(way[0] != adapter.group_size for way in ways):  # to stay near the rate of user speech both must change
         ways.append(matching_groups(frames, codes, heard))
-    fixes = []
+    fixes: list[dict[str, int]] = []
+    told = []
     for of_frames, of_codes in ways:
-        keys = [f"model.feature_adapter.group_size to {of_frames}"] if of_frames != adapter.group_size else []
-        keys += [f"vars.group_size (of codes) to {of_codes}"] if of_codes != group_size else []
-        if keys:
-            fixes.append(f"{' and '.join(keys)} ({frames / of_frames:.3g} and {codes / of_codes:.3g} a second)")
-    way_out = f"set {', or '.join(fixes)}" if fixes else "no whole groups bring them closer"
-    raise ValueError(
+        fix = {"model.feature_adapter.group_size": of_frames} if of_frames != adapter.group_size else {}
+        fix |= {"vars.group_size": of_codes} if of_codes != group_size else {}
+        if fix:
+            words = [f"{key}{' (of codes)' if 'vars' in key else ''} to {value}" for key, value in fix.items()]
+            told.append(f"{' and '.join(words)} ({frames / of_frames:.3g} and {codes / of_codes:.3g} a second)")
+            fixes.append(fix)
+    way_out = f"set {', or '.join(told)}" if told else "no whole groups bring them closer"
+    raise SizeError(
         f"user speech has {heard:.3g} positions a second (encoder.frame_rate {frames:g} / feature_adapter.group_size "
         f"{adapter.group_size}) but the model's own {said:.3g} (tokenizer.frame_rate {codes:g} / group_size "
-        f"{group_size}): {way_out}; if they are to differ, set model.rate_tolerance to 1"
+        f"{group_size}): {way_out}; if they are to differ, set model.rate_tolerance to 1",
+        *fixes,
     )
 
 
