@@ -11,7 +11,7 @@ import torch
 import fac_lightning.evaluation.spoken_qa as module
 from fac_lightning.data import Dialogue, DialogueWriter, Turn
 from fac_lightning.evaluation import SpokenQAEvaluation
-from fac_lightning.generation import Reply
+from fac_lightning.generation import Reply, Sampling
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.replies import FrameEnd
 from fac_lightning.types import SpeechCodes, Waveforms
@@ -141,3 +141,22 @@ def test_limits_spread_over_the_set(evaluation):
 def test_no_set_is_refused():
     with pytest.raises(ValueError, match="name at least one dialogues folder"):
         SpokenQAEvaluation("run", {}, "out", lambda run: None)
+
+
+def test_answers_are_drawn_by_seed_and_place_whatever_the_batch(evaluation, monkeypatch):
+    asked = []
+
+    class Listening(FixedGenerator):
+        def generate(self, turns, mode, decoding):
+            asked.append((decoding, len(turns)))
+            return super().generate(turns, mode, decoding)
+
+    monkeypatch.setattr(module, "Generator", Listening)
+    evaluation(speech=Sampling(1.3), seed=5).run()
+    assert [(d.text.temperature, d.speech.temperature, d.seed, count) for d, count in asked] == [
+        (0.0, 1.3, 5, 3),
+        (0.0, 1.3, 8, 1),
+    ]
+    asked.clear()
+    evaluation(text=Sampling(0.7)).run()
+    assert [(d.text.temperature, d.speech.temperature, d.seed) for d, _ in asked] == [(0.7, 0.0, 0), (0.7, 0.0, 3)]

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from fac_lightning.data.dialogue import Dialogue, read_dialogues
 from fac_lightning.evaluation.audio import write_wav
-from fac_lightning.generation import Decoding, Generator, Reply, UserTurn
+from fac_lightning.generation import Decoding, Generator, Reply, Sampling, UserTurn
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.resampling import resample
@@ -63,6 +63,10 @@ class SpokenQAEvaluation:
         limit_spoken: Answers of each set that the recogniser hears; None: all.
         num_examples: Question and answer pairs kept as audio.
         max_positions: Longest answer in backbone positions, what is written before speech included.
+        text: Sampling of the text; greedy when None.
+        speech: Sampling of the speech; greedy when None. Speech that is clear when it is greedy may slip when it is
+            drawn.
+        seed: Of the sampling; the answer to question ``i`` of a set draws from ``seed + i``, whatever the batch.
     """
 
     def __init__(
@@ -78,6 +82,9 @@ class SpokenQAEvaluation:
         limit_spoken: int | None = None,
         num_examples: int = 6,
         max_positions: int = 64,
+        text: Sampling | None = None,
+        speech: Sampling | None = None,
+        seed: int = 0,
     ) -> None:
         if not sets:
             raise ValueError("sets is empty: name at least one dialogues folder to evaluate on")
@@ -85,6 +92,7 @@ class SpokenQAEvaluation:
         self.load_run, self.recognizer = load_run, recognizer
         self.batch_size, self.limit, self.limit_spoken = batch_size, limit, limit_spoken
         self.num_examples, self.max_positions = num_examples, max_positions
+        self.text, self.speech, self.seed = text or Sampling(), speech or Sampling(), seed
 
     def run(self) -> dict[str, Any]:
         """Evaluate and write ``results.json``; returns its content."""
@@ -117,7 +125,8 @@ class SpokenQAEvaluation:
         for first in track(range(0, len(dialogues), self.batch_size), f"{name}: answering", console=_console()):
             batch = dialogues[first : first + self.batch_size]
             turns = [_user_turn(d, rate, self.mode) for d in batch]
-            replies += generator.generate(turns, mode=self.mode, decoding=Decoding(max_positions=self.max_positions))
+            decoding = Decoding(self.text, self.speech, self.max_positions, self.seed + first)
+            replies += generator.generate(turns, mode=self.mode, decoding=decoding)
         wall = time.perf_counter() - started
         for dialogue, reply in zip(dialogues, replies, strict=True):
             question, truth = dialogue.turns[0], dialogue.turns[1]
@@ -132,9 +141,7 @@ class SpokenQAEvaluation:
                     text=reply.text.strip(),
                     exact=reply.text.strip() == truth.text.strip(),
                     finished=reply.finished,
-                    seconds=0.0
-                    if reply.audio is None or not reply.sample_rate
-                    else len(reply.audio) / reply.sample_rate,
+                    seconds=_seconds(reply),
                     heard=reply.transcript,
                     draft=reply.draft,
                 )
