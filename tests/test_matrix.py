@@ -165,6 +165,7 @@ def test_results_are_kept_and_not_made_again(tmp_path, capsys, monkeypatch):
     [
         (["--with", "NoPart"], "there is no part 'NoPart'"),
         (["--page", "nowhere/page.md"], "there is no folder nowhere"),
+        (["--parts", "nowhere.yaml"], "there is no file nowhere.yaml"),
     ],
 )
 def test_wrong_calls_are_one_line(words, told, capsys, monkeypatch):
@@ -173,6 +174,25 @@ def test_wrong_calls_are_one_line(words, told, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert told in shown
     assert len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "mouth: {Part: {_target_: my.Part}}",
+            "there is no slot 'mouth'; slots are tokenizer, encoder, feature_adapter,",
+        ),
+        ("head: {Part: {dim: 4}}", "head must name parts, each a node with _target_ and its arguments"),
+        ("head: {DepthHead: {_target_: my.Part}}", r"has a part 'DepthHead' \(head\); give yours another name"),
+        ("head: {Part: null}", "head must name parts, each a node with _target_"),
+        ("", "must name parts by slot: tokenizer, encoder,"),
+    ],
+)
+def test_what_a_file_of_own_parts_gets_wrong_is_told(tmp_path, text, told):
+    (tmp_path / "parts.yaml").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        PartCatalogue.load(tmp_path / "parts.yaml")
 
 
 def test_every_part_goes_with_some_others(capsys):

@@ -6,6 +6,7 @@ reading commands of ``fac`` run, working ones are checked (`fac check` builds no
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
+EXAMPLE = REPO / "examples" / "my_speech_part"  # a package of a user's own; docs/extending.md shows it
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", EXAMPLE / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 READING = {"check", "list", "show", "doctor", "--version", "--help"}
 WORKING = {"run", "fit"}
@@ -47,6 +49,7 @@ WITH_SHELL = [page for page in PAGES if commands(page)]
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=label)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLE / "src")
     namespace: dict[str, object] = {"__name__": "__page__"}
     for line, text in blocks(page, "python"):
         exec(compile("\n" * (line - 1) + text, str(page), "exec"), namespace)
@@ -87,9 +90,9 @@ def test_shell_blocks_are_real(page):
 
 def fac(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a fresh process, from the root of the clone."""
-    return subprocess.run(
-        [sys.executable, "-m", "fac_lightning", *arguments], cwd=REPO, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-m", "fac_lightning", *arguments]
+    installed = {**os.environ, "PYTHONPATH": str(EXAMPLE / "src")}
+    return subprocess.run(command, cwd=REPO, env=installed, capture_output=True, text=True, timeout=120)
 
 
 def test_readme_shows_both_commands():

@@ -24,13 +24,17 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--all", action="store_true", help="every pair of parts; else every part once")
     made.add_argument("--with", dest="held", action="append", default=[], metavar="PART",
                       help="only combinations with this part; may be repeated")  # fmt: skip
-    made.add_argument("--parts", metavar="FILE", help="catalogue of parts; the library's own without it")
+    made.add_argument(
+        "--parts", metavar="FILE", type=Path, help="parts of your own beside the library's: YAML, by slot"
+    )
     made.add_argument("--page", metavar="FILE", type=Path, help="write the matrix here, in Markdown")
     made.add_argument("--work", metavar="DIR", type=Path, help="keep results here; a second call tries what is left")
     made.add_argument("--seed", type=int, default=0, help="of the combinations")
     args = made.parse_args(words)
     if args.page is not None and not args.page.parent.is_dir():
         raise UserError(f"--page: there is no folder {args.page.parent}")
+    if args.parts is not None and not args.parts.is_file():
+        raise UserError(f"--parts: there is no file {args.parts}")
     if args.work is not None:
         args.work.mkdir(parents=True, exist_ok=True)
         return _try(args, args.work)
@@ -48,7 +52,7 @@ def _try(args: Any, folder: Path) -> int:
 
     console, screen = Console(), Console(stderr=True)
     catalogue = PartCatalogue.load(args.parts)
-    missing = [] if args.parts else missing_parts(catalogue)
+    missing = missing_parts(catalogue)
     if missing:
         raise UserError(f"parts without tiny settings in testing/matrix.yaml: {', '.join(missing)}")
     trials = MatrixTrials(catalogue, folder)
@@ -77,7 +81,8 @@ def _try(args: Any, folder: Path) -> int:
         known.append(result)
         if result.outcome != "green":
             console.print(f"{result.outcome}: {', '.join(chosen.values())}: {result.reason}", markup=False)
-    command = "fac matrix" + (" --all" if args.all else "") + "".join(f" --with {part}" for part in args.held)
+    command = "fac matrix" + (" --all" if args.all else "") + (f" --parts {args.parts}" if args.parts else "")
+    command += "".join(f" --with {part}" for part in args.held)
     page = matrix_page(choices, impossible, known, command, catalogue.left_out)
     if args.page is not None:
         args.page.write_text(page.text, encoding="utf-8")

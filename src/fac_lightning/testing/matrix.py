@@ -35,21 +35,20 @@ class PartCatalogue:
     positions_per_second: float
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> PartCatalogue:
-        """Read a catalogue; the library's own when no path is given.
+    def load(cls, added: str | Path | None = None) -> PartCatalogue:
+        """The library's own catalogue, with the parts of a file behind those of their slot.
+
+        Args:
+            added: YAML file: slot -> name -> node, with ``${vars...}`` for the sizes that a combination decides.
 
         Raises:
-            ValueError: A slot is missing or has a part without ``_target_``.
+            ValueError: The file names no slot, no part, or a part that the library has.
         """
-        file = CATALOGUE if path is None else Path(path)
-        tree: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        if path is None:
-            _add_own_kinds(tree["slots"], int(tree["recipe"]["vars"]["dim"]))
-        for slot in SLOTS:
-            parts = (tree.get("slots") or {}).get(slot)
-            if not parts or any("_target_" not in node for node in parts.values()):
-                raise ValueError(f"{file}: slots.{slot} must name parts, each a node with _target_")
-        return cls(tree["recipe"], tree["slots"], tree.get("left_out") or {}, tree["positions_per_second"])
+        tree: Any = OmegaConf.to_container(OmegaConf.load(CATALOGUE), resolve=False)
+        _add_own_kinds(tree["slots"], int(tree["recipe"]["vars"]["dim"]))
+        if added is not None:
+            _add_parts(tree["slots"], Path(added))
+        return cls(tree["recipe"], tree["slots"], tree["left_out"], tree["positions_per_second"])
 
     def choices(self) -> dict[str, list[str]]:
         """Names of the parts by slot."""
@@ -117,6 +116,24 @@ def _add_own_kinds(slots: dict[str, dict[str, Any]], dim: int) -> None:
     }
     slots["encoder"] = {"mel": encoders.pop("mel"), **encoders, **slots["encoder"]}
     slots["backbone"] = {"qwen3": families.pop("qwen3"), **families, **slots["backbone"]}
+
+
+def _add_parts(slots: dict[str, dict[str, Any]], file: Path) -> None:
+    given: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f"{file} must name parts by slot: {', '.join(SLOTS)}")
+    for slot, parts in given.items():
+        if slot not in SLOTS:
+            raise ValueError(f"{file}: there is no slot {slot!r}; slots are {', '.join(SLOTS)}")
+        if not isinstance(parts, Mapping) or not all("_target_" in (node or {}) for node in parts.values()):
+            raise ValueError(f"{file}: {slot} must name parts, each a node with _target_ and its arguments")
+        known = {name: place for place, names in slots.items() for name in names}
+        taken = [name for name in parts if name in known]
+        if taken:
+            raise ValueError(
+                f"{file}: the library has a part {taken[0]!r} ({known[taken[0]]}); give yours another name"
+            )
+        slots[slot] = {**slots[slot], **parts}
 
 
 @dataclass(frozen=True)
