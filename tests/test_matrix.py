@@ -97,7 +97,7 @@ def test_one_combination_does_all_that_is_asked(trials, catalogue):
 
 def test_rates_become_groups(trials, catalogue):
     sizes = trials.sizes({**first(catalogue), "tokenizer": "MimiTokenizer"})
-    assert (sizes["group_size"], sizes["feature_group_size"]) == (2, 8), "12.5 / 2 and 50 / 8 are 6.25 Hz"
+    assert (sizes["group_size"], sizes["feature_group_size"]) == (3, 12), "12.5 / 3 = 50 / 12: nearer to 5 Hz than 6.25"
     sizes = trials.sizes({**first(catalogue), "tokenizer": "EncodecTokenizer"})
     assert (sizes["group_size"], sizes["feature_group_size"]) == (15, 10), "75 / 15 and 50 / 10 are 5 Hz"
 
