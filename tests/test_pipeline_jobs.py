@@ -145,8 +145,9 @@ def gone(process):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stages_end_with_the_pipeline(tmp_path, how):
     (tmp_path / "main.py").write_text(
-        "import sys\nfrom pathlib import Path\nimport test_pipeline_jobs as jobs\n"
+        "import signal\nimport sys\nfrom pathlib import Path\nimport test_pipeline_jobs as jobs\n"
         "if __name__ == '__main__':\n    folder = Path(sys.argv[1])\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs in the background ignores it
         "    stages = [stage for stage in jobs.plan(folder) if stage.name in ('data', 'alone')]\n"
         "    jobs.run_pipeline(stages, folder, jobs.wait, jobs=2)\n"
     )
