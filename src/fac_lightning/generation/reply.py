@@ -12,7 +12,7 @@ from fac_lightning.generation.stepping import Decoded
 from fac_lightning.prompts import SPECIAL_TOKENS, ChatFormat, Mode
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
-__all__ = ["Reply", "build_replies"]
+__all__ = ["Reply", "build_replies", "speak", "special_ids"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ def build_replies(
         tokenizer: Makes the waveforms; none without it.
         mode: Says what the lines of a chain are; needed where there is one.
     """
-    special = set(chain.from_iterable(chat.encode(token) for token in SPECIAL_TOKENS))
+    special = special_ids(chat)
     finished = decoded.finished.tolist()
     kept = [ids[mask].tolist() for ids, mask in zip(decoded.text_ids.cpu(), decoded.text_kept.cpu(), strict=True)]
     texts = [[token for token in ids if token not in special] for ids in kept]
@@ -52,7 +52,7 @@ def build_replies(
         said = [grid[mask].clone() for grid, mask in rows]
         codes = list(said)
         if tokenizer is not None:
-            audio = list(_speak(said, tokenizer))
+            audio = list(speak(said, tokenizer))
     rate = tokenizer.output_rate if tokenizer is not None else None
     replies = [
         Reply(chat.decode(ids), ids, grid, clip, rate if clip is not None else None, done)
@@ -69,7 +69,12 @@ def build_replies(
     ]
 
 
-def _speak(codes: list[Tensor], tokenizer: SpeechTokenizer) -> list[Tensor]:
+def special_ids(chat: ChatFormat) -> set[int]:
+    """Token ids that are no text."""
+    return set(chain.from_iterable(chat.encode(token) for token in SPECIAL_TOKENS))
+
+
+def speak(codes: list[Tensor], tokenizer: SpeechTokenizer) -> list[Tensor]:
     """Waveforms ``(S,)`` of code grids ``(T, Q)``; nothing said gives no samples."""
     lengths = torch.tensor([len(grid) for grid in codes])
     clips = [torch.zeros(0) for _ in codes]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
 from fac_lightning.generation.memory import BackboneState, HeadMemory
 from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, reply_opening, user_pieces
 from fac_lightning.generation.reply import Reply, build_replies
 from fac_lightning.generation.sampling import Decoding
-from fac_lightning.generation.stepping import Decoded, decode_reply, read_prompt
+from fac_lightning.generation.stepping import Decoded, ReplySteps, decode_reply, read_prompt
 from fac_lightning.generation.streams import evaluating
 from fac_lightning.models import SpeechLM
 from fac_lightning.prompts import MODES, ChatFormat, Mode
@@ -57,6 +60,7 @@ class Session:
         self._memory = HeadMemory(model, 1) if MODES[mode].speaks else None
         self._unseen: list[Piece] = [chat.system(system)]  # what the backbone must read before the next user turn
         self._before: Decoded | None = None  # the reply before, whose last position the backbone has not seen
+        self._speaking = False  # a stream is under way
 
     def send(self, text: str | None = None, audio: Tensor | np.ndarray | None = None) -> Reply:
         """Say something and get the answer.
@@ -66,15 +70,51 @@ class Session:
             audio: What the user says, ``(S,)`` at ``model.geometry.sample_rate``; used when both are given.
 
         Raises:
-            ValueError: Nothing is given, or the model lacks a part for it.
+            ValueError: Nothing is given, the model lacks a part for it, or a stream is under way.
         """
-        if text is None and audio is None:
-            raise ValueError("nothing to answer: give text=... or audio=...")
-        mode = MODES[self.mode].given(audio is not None)
-        pieces = user_pieces(self.chat, UserTurn(text, audio), self._turn_name(mode))
+        pieces, mode = self._turn(text, audio)
         decoded = self._decode(pieces, mode)
         self._close(decoded)
         return build_replies(decoded, self.chat, self.tokenizer, mode)[0]
+
+    def stream(self, text: str | None = None, audio: Tensor | np.ndarray | None = None) -> Iterator[ReplyChunk]:
+        """Say something and get the answer as it comes: a chunk per position of the backbone.
+
+        The last chunk has the whole reply, the one that ``send`` gives. Who closes the iterator before its end cuts
+        the reply there, and the conversation goes on behind what was said. A chain is written before the first chunk.
+
+        Args:
+            text: What the user writes.
+            audio: What the user says, ``(S,)`` at ``model.geometry.sample_rate``; used when both are given.
+
+        Raises:
+            ValueError: Nothing is given, the model lacks a part for it, or another stream is under way.
+        """
+        return self._stream(*self._turn(text, audio))
+
+    def _stream(self, pieces: list[Piece], mode: Mode) -> Iterator[ReplyChunk]:
+        steps, chunks = self._steps(pieces, mode), ReplyChunks(self.chat, self.tokenizer, mode)
+        self._speaking = True
+        try:
+            while not steps.over:
+                with evaluating(self.model), torch.inference_mode():
+                    steps.step()
+                    chunk = chunks.next(steps)
+                yield chunk  # outside: the mode of the caller is not to change
+        finally:  # also where the listener left
+            self._speaking = False
+            with evaluating(self.model), torch.inference_mode():
+                self._close(steps.decoded)
+        with torch.inference_mode():
+            chunk = chunks.last(steps)
+        yield chunk
+
+    def _turn(self, text: str | None, audio: Tensor | np.ndarray | None) -> tuple[list[Piece], Mode]:
+        """The pieces of what the user says, and the mode of the answer."""
+        if text is None and audio is None:
+            raise ValueError("nothing to answer: give text=... or audio=...")
+        mode = MODES[self.mode].given(audio is not None)
+        return user_pieces(self.chat, UserTurn(text, audio), self._turn_name(mode)), mode
 
     def _turn_name(self, mode: Mode) -> str:
         """The mode by which a turn is given: that of the session where what is given fits, else its sibling."""
@@ -84,12 +124,23 @@ class Session:
 
     def _decode(self, pieces: list[Piece], mode: Mode) -> Decoded:
         seeds = [self.decoding.seed + self.turns]
+        with evaluating(self.model), torch.inference_mode():
+            state, memory, hidden = self._state, self._memory, self._read(pieces, mode)
+            return decode_reply(self.model, self.chat, state, hidden, self.decoding, seeds, mode, self.reply, memory)
+
+    def _steps(self, pieces: list[Piece], mode: Mode) -> ReplySteps:
+        seeds = [self.decoding.seed + self.turns]
+        with evaluating(self.model), torch.inference_mode():
+            state, memory, hidden = self._state, self._memory, self._read(pieces, mode)
+            return ReplySteps(self.model, self.chat, state, hidden, self.decoding, seeds, mode, self.reply, memory)
+
+    def _read(self, pieces: list[Piece], mode: Mode) -> Tensor:
+        """Show the model what it has not seen; the hidden state ``(1, D)`` behind which it answers."""
+        if self._speaking:
+            raise ValueError("the reply before is still being said: take its stream to the end, or close() it")
         row = [*self._unseen, *pieces, *reply_opening(self.chat, mode)]
         batch = prompt_batch([row], self.chat, self.model.geometry)
-        with evaluating(self.model), torch.inference_mode():
-            state, memory = self._state, self._memory
-            hidden = read_prompt(self.model, batch, state, memory, self._before)
-            return decode_reply(self.model, self.chat, state, hidden, self.decoding, seeds, mode, self.reply, memory)
+        return read_prompt(self.model, batch, self._state, self._memory, self._before)
 
     def _close(self, decoded: Decoded) -> None:
         """Remember what ends the assistant's turn. A cut reply is closed as if it had ended by itself."""

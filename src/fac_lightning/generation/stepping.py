@@ -30,7 +30,7 @@ from fac_lightning.prompts import ChatFormat, Mode
 from fac_lightning.replies import FrameEnd, ReplyRule
 from fac_lightning.types import SpeechTextBatch, to_device
 
-__all__ = ["Chain", "Decoded", "decode_reply", "read_prompt"]
+__all__ = ["Chain", "Decoded", "ReplySteps", "decode_reply", "read_prompt"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,64 +97,107 @@ def decode_reply(
     reply: ReplyRule | None = None,
     memory: HeadMemory | None = None,
 ) -> Decoded:
-    """Answer behind a prompt that ``state`` has seen; ``hidden`` ``(B, D)`` is its last position.
+    """Answer behind a prompt that ``state`` has seen, to the end; arguments are those of :class:`ReplySteps`."""
+    steps = ReplySteps(model, chat, state, hidden, decoding, seeds, mode, reply, memory)
+    while not steps.over:
+        steps.step()
+    return steps.decoded
+
+
+class ReplySteps:
+    """Answers behind a prompt that ``state`` has seen, position by position until ``over``.
+
+    A chain is written at once, when this is made.
 
     Args:
         model: The speech LLM, in eval mode.
         chat: Token ids of the marks.
         state: Moves on with every position.
-        hidden: Of ``<|audio_bos|>`` for a spoken reply without a chain, else of the last token before the reply.
+        hidden: ``(B, D)``, of ``<|audio_bos|>`` for a spoken reply without a chain, else of the last token before it.
         decoding: Sampling and the longest reply.
         seeds: One per row.
         mode: Whether codes are said as well as text, and whether a chain is written first.
         reply: How a spoken reply lies, as in training; ``FrameEnd()`` when None.
         memory: What the head has read; a fresh one when None.
     """
-    rows, device, longest = len(seeds), hidden.device, decoding.max_positions
-    reply = reply or FrameEnd()
-    draws = model.geometry.group_size * model.geometry.num_codebooks if mode.speaks else 0
-    random = decoding.text.temperature > 0 or (mode.speaks and decoding.speech.temperature > 0)
-    noise = reply_noise(seeds, longest, 1 + draws + mode.chains, random, device)  # (text, codes, text of the chain)
-    stop = chat.audio_eos if mode.speaks else chat.im_end
-    text = TextStream(chat, decoding.text, noise[..., 0], model.backbone.vocab_size, stop)
-    speech, chain, limits = None, None, None
-    if mode.speaks:
-        memory = memory or HeadMemory(model, rows)
-        speech = SpeechStream(memory, decoding.speech, noise[..., 1 : 1 + draws], reply)
-    if mode.chains and memory is not None:
-        writing = TextStream(chat, decoding.text, noise[..., -1], model.backbone.vocab_size, chat.audio_bos)
-        chain, hidden, last = _write_chain(model, chat, state, hidden, writing, memory, longest)
-        limits = longest - chain.text_kept.sum(1) - chain.opened.long()  # (B,) positions that are left to each row
-        longest = int(limits.max())
-        if longest == 0:
-            return _silence(model, chain, last)
-    text_embeds = model.backbone.embed(torch.full((rows,), chat.audio_bos, device=device))  # read by a spoken hidden
-    no_speech, any_due = torch.zeros(rows, dtype=torch.bool, device=device), mode.speaks
-    for step in range(longest):
-        due = no_speech if speech is None else speech.due
-        token = text.next(model.backbone.logits(hidden), due)
-        group, present = (None, None) if speech is None else speech.next(hidden, text_embeds, any_due)
-        if speech is not None and not reply.text_goes_on:
-            token = text.close(due & ~speech.due)
-        text_embeds = model.backbone.embed(token)
-        pending = join(model, text_embeds, group, present)
-        due = no_speech if speech is None else speech.due
-        over = text.done if limits is None else text.done | (limits <= step + 1)
-        all_over, any_due = torch.stack([over.all(), due.any()]).tolist()  # the one wait per position
-        if all_over or step + 1 == longest:
-            break
-        hidden = state.feed(pending[:, None])[:, -1]
-    decoded = Decoded(
-        text_ids=torch.stack(text.tokens, dim=1),
-        text_kept=torch.stack(text.kept, dim=1),
-        codes=torch.cat(speech.groups, dim=1) if speech else None,
-        codes_kept=torch.cat(speech.kept, dim=1) if speech else None,
-        finished=text.done,
-        pending=pending[:, None],
-        pending_text=text_embeds[:, None],
-        chain=chain,
-    )
-    return decoded if limits is None else _cut(decoded, limits)
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        chat: ChatFormat,
+        state: BackboneState,
+        hidden: Tensor,
+        decoding: Decoding,
+        seeds: list[int],
+        mode: Mode,
+        reply: ReplyRule | None = None,
+        memory: HeadMemory | None = None,
+    ) -> None:
+        rows, device, longest = len(seeds), hidden.device, decoding.max_positions
+        self.model, self.state, self.reply = model, state, reply or FrameEnd()
+        draws = model.geometry.group_size * model.geometry.num_codebooks if mode.speaks else 0
+        random = decoding.text.temperature > 0 or (mode.speaks and decoding.speech.temperature > 0)
+        noise = reply_noise(seeds, longest, 1 + draws + mode.chains, random, device)  # (text, codes, text of the chain)
+        stop = chat.audio_eos if mode.speaks else chat.im_end
+        self.text = TextStream(chat, decoding.text, noise[..., 0], model.backbone.vocab_size, stop)
+        self.speech: SpeechStream | None = None
+        self.chain: Chain | None = None
+        self.limits: Tensor | None = None  # (B,) positions that a chain leaves to each row
+        if mode.speaks:
+            memory = memory or HeadMemory(model, rows)
+            self.speech = SpeechStream(memory, decoding.speech, noise[..., 1 : 1 + draws], self.reply)
+        if mode.chains and memory is not None:
+            writing = TextStream(chat, decoding.text, noise[..., -1], model.backbone.vocab_size, chat.audio_bos)
+            self.chain, hidden, self._last = _write_chain(model, chat, state, hidden, writing, memory, longest)
+            self.limits = longest - self.chain.text_kept.sum(1) - self.chain.opened.long()
+            longest = int(self.limits.max())
+        self.longest, self.over, self._hidden = longest, longest == 0, hidden
+        # the token that a spoken hidden has read
+        self._text_embeds = model.backbone.embed(torch.full((rows,), chat.audio_bos, device=device))
+        self._pending: Tensor | None = None  # (B, D), the last position chosen
+        self._no_speech = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._any_due = mode.speaks
+
+    def step(self) -> None:
+        """Say one position."""
+        if self._pending is not None:
+            self._hidden = self.state.feed(self._pending[:, None])[:, -1]
+        due = self._due
+        token = self.text.next(self.model.backbone.logits(self._hidden), due)
+        group, present = None, None
+        if self.speech is not None:
+            group, present = self.speech.next(self._hidden, self._text_embeds, self._any_due)
+            if not self.reply.text_goes_on:
+                token = self.text.close(due & ~self.speech.due)
+        self._text_embeds = self.model.backbone.embed(token)
+        self._pending = join(self.model, self._text_embeds, group, present)
+        said = len(self.text.tokens)
+        over = self.text.done if self.limits is None else self.text.done | (self.limits <= said)
+        all_over, self._any_due = torch.stack([over.all(), self._due.any()]).tolist()  # the one wait per position
+        self.over = all_over or said == self.longest
+
+    @property
+    def _due(self) -> Tensor:
+        return self._no_speech if self.speech is None else self.speech.due
+
+    @property
+    def decoded(self) -> Decoded:
+        """What was said so far, as if it had been cut here."""
+        if self._pending is None:
+            assert self.chain is not None, "nothing was said: call step() first"  # longest is at least 1
+            return _silence(self.model, self.chain, self._last)
+        speech = self.speech
+        decoded = Decoded(
+            text_ids=torch.stack(self.text.tokens, dim=1),
+            text_kept=torch.stack(self.text.kept, dim=1),
+            codes=torch.cat(speech.groups, dim=1) if speech else None,
+            codes_kept=torch.cat(speech.kept, dim=1) if speech else None,
+            finished=self.text.done,
+            pending=self._pending[:, None],
+            pending_text=self._text_embeds[:, None],
+            chain=self.chain,
+        )
+        return decoded if self.limits is None else _cut(decoded, self.limits)
 
 
 def _write_chain(
