@@ -30,6 +30,7 @@ COMMANDS = {
     "pairs": "make preference pairs of a run's own answers, or as a recipe says",
     "synth": "make dialogues: run a recipe that has a job",
     "tokenize": "make the speech codes of dialogues beforehand",
+    "data": "import, check, shard and describe dialogues",
 }
 
 OK, FAILED, USAGE, DATA, CHECKPOINT = 0, 1, 2, 3, 4
