@@ -30,6 +30,7 @@ from fac_lightning.data.preference_pairs import (
     read_pairs,
 )
 from fac_lightning.data.reference_store import ReferenceStore
+from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.swapped_answers import SwappedAnswers
@@ -46,6 +47,7 @@ __all__ = [
     "CodeStore",
     "CodecDataModule",
     "Corpus",
+    "CorpusItem",
     "Dialogue",
     "DialogueSource",
     "DialogueSynthesis",
@@ -64,6 +66,7 @@ __all__ = [
     "Question",
     "ReferenceStore",
     "Row",
+    "RowSource",
     "SpeechChatDataModule",
     "SpokenTurn",
     "SwappedAnswers",
