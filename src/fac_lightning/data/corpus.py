@@ -84,7 +84,7 @@ class Corpus(RowSource):
             for turn in item.turns:
                 digest.update(f"{turn.role}\n{turn.text}\n{turn.clip and turn.clip.num_samples}\n".encode())
                 if turn.codes is not None:
-                    digest.update(np.ascontiguousarray(turn.codes))
+                    digest.update(turn.codes.tobytes())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, float]:
