@@ -17,7 +17,8 @@ from fac_lightning.data.dialogue import (
 from fac_lightning.data.distorted import DistortedDialogues
 from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
 from fac_lightning.data.kmeans_training import KMeansTraining
-from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.layout import Clip, Cost, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.mixing import DataSource, Draw, draw_rows, mixing_shares
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
 from fac_lightning.data.preference import PreferenceDataModule
@@ -30,10 +31,13 @@ from fac_lightning.data.preference_pairs import (
     read_pairs,
 )
 from fac_lightning.data.reference_store import ReferenceStore
+from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.stats import DialogueStats
+from fac_lightning.data.stream import LineStream, PackedStream, StreamPlace
+from fac_lightning.data.stream_tally import StreamTally
 from fac_lightning.data.swapped_answers import SwappedAnswers
 from fac_lightning.data.synthesis import DialogueSynthesis
 from fac_lightning.data.synthesis_plan import SynthesisSplit
@@ -49,18 +53,23 @@ __all__ = [
     "CodecDataModule",
     "Corpus",
     "CorpusItem",
+    "Cost",
+    "DataSource",
     "Dialogue",
     "DialogueSource",
     "DialogueStats",
     "DialogueSynthesis",
     "DialogueWriter",
     "DistortedDialogues",
+    "Draw",
     "Fact",
     "FunAudioChatImport",
     "JsonlDialogues",
     "KMeansTraining",
+    "LineStream",
     "LinearModes",
     "ModeSchedule",
+    "PackedStream",
     "PairCorpus",
     "PreferenceDataModule",
     "PreferencePair",
@@ -68,9 +77,12 @@ __all__ = [
     "Question",
     "ReferenceStore",
     "Row",
+    "RowPlanner",
     "RowSource",
     "SpeechChatDataModule",
     "SpokenTurn",
+    "StreamPlace",
+    "StreamTally",
     "SwappedAnswers",
     "SynthesisSplit",
     "TextTokenizerTraining",
@@ -80,12 +92,14 @@ __all__ = [
     "World",
     "WrittenAnswer",
     "collate_line",
+    "draw_rows",
     "export_fun_audio_chat_json",
     "fit_mode",
     "lay_out",
     "load_turn_audio",
     "load_turn_codes",
     "make_sentences",
+    "mixing_shares",
     "pack_lines",
     "read_cuts",
     "read_dialogues",
