@@ -10,7 +10,9 @@ from fac_lightning.config.errors import UserError, did_you_mean
 __all__ = ["main"]
 
 #: what is done to data -> its line in the overview
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "check": "everything that is wrong with manifests and audio, a line each",
+}
 
 
 def main(words: Sequence[str]) -> int:

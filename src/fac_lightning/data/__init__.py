@@ -5,6 +5,7 @@ from fac_lightning.data.code_extraction import CodeExtraction
 from fac_lightning.data.codec_data import CodecDataModule
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.data_check import CheckResult, DataCheck
 from fac_lightning.data.dialogue import (
     Dialogue,
     DialogueWriter,
@@ -15,7 +16,9 @@ from fac_lightning.data.dialogue import (
     read_dialogues,
 )
 from fac_lightning.data.distorted import DistortedDialogues
+from fac_lightning.data.errors import BadData
 from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.kmeans_training import KMeansTraining
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
@@ -41,13 +44,16 @@ from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.data.world import Fact, Question, World
 
 __all__ = [
+    "BadData",
     "Budget",
+    "CheckResult",
     "Clip",
     "CodeExtraction",
     "CodeStore",
     "CodecDataModule",
     "Corpus",
     "CorpusItem",
+    "DataCheck",
     "Dialogue",
     "DialogueSource",
     "DialogueSynthesis",
@@ -55,6 +61,7 @@ __all__ = [
     "DistortedDialogues",
     "Fact",
     "FunAudioChatImport",
+    "IntakeLimits",
     "JsonlDialogues",
     "KMeansTraining",
     "LinearModes",
