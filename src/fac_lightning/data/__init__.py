@@ -36,6 +36,7 @@ from fac_lightning.data.reference_store import ReferenceStore
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
+from fac_lightning.data.stats import DialogueStats
 from fac_lightning.data.swapped_answers import SwappedAnswers
 from fac_lightning.data.synthesis import DialogueSynthesis
 from fac_lightning.data.synthesis_plan import SynthesisSplit
@@ -56,6 +57,7 @@ __all__ = [
     "DataCheck",
     "Dialogue",
     "DialogueSource",
+    "DialogueStats",
     "DialogueSynthesis",
     "DialogueWriter",
     "DistortedDialogues",
