@@ -204,8 +204,7 @@ class SpeechChatDataModule(PackedDataModule):
 
     def _describe(self, planner: RowPlanner, place: float) -> dict[str, Any]:
         source = planner.source
-        counts = source.describe() if isinstance(source, Corpus) else {"dialogues": len(source)}
-        report: dict[str, Any] = {**counts, "rows": self._count_modes(source, place)}
+        report: dict[str, Any] = {**source.describe(), "rows": self._count_modes(source, place)}
         if place == 0.0 and self.mode_schedule is not None:
             report["rows_at_end"] = self._count_modes(source, math.inf)
         return report
