@@ -32,6 +32,7 @@ from fac_lightning.data.preference_pairs import (
 from fac_lightning.data.reference_store import ReferenceStore
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
+from fac_lightning.data.shards import DialogueSharding, ShardCorpus, ShardFolder, open_source, read_shards
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.swapped_answers import SwappedAnswers
 from fac_lightning.data.synthesis import DialogueSynthesis
@@ -49,6 +50,7 @@ __all__ = [
     "Corpus",
     "CorpusItem",
     "Dialogue",
+    "DialogueSharding",
     "DialogueSource",
     "DialogueSynthesis",
     "DialogueWriter",
@@ -67,6 +69,8 @@ __all__ = [
     "ReferenceStore",
     "Row",
     "RowSource",
+    "ShardCorpus",
+    "ShardFolder",
     "SpeechChatDataModule",
     "SpokenTurn",
     "SwappedAnswers",
@@ -84,10 +88,12 @@ __all__ = [
     "load_turn_audio",
     "load_turn_codes",
     "make_sentences",
+    "open_source",
     "pack_lines",
     "read_cuts",
     "read_dialogues",
     "read_pairs",
+    "read_shards",
     "share_totals",
     "tokenizer_fingerprint",
 ]
