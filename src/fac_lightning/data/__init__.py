@@ -34,6 +34,7 @@ from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.shards import DialogueSharding, ShardCorpus, ShardFolder, open_source, read_shards
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
+from fac_lightning.data.stats import DialogueStats
 from fac_lightning.data.swapped_answers import SwappedAnswers
 from fac_lightning.data.synthesis import DialogueSynthesis
 from fac_lightning.data.synthesis_plan import SynthesisSplit
@@ -52,6 +53,7 @@ __all__ = [
     "Dialogue",
     "DialogueSharding",
     "DialogueSource",
+    "DialogueStats",
     "DialogueSynthesis",
     "DialogueWriter",
     "DistortedDialogues",
