@@ -35,6 +35,7 @@ from fac_lightning.data.preference_pairs import (
 from fac_lightning.data.reference_store import ReferenceStore
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
+from fac_lightning.data.shards import DialogueSharding, ShardCorpus, ShardFolder, open_source, read_shards
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.stats import DialogueStats
 from fac_lightning.data.swapped_answers import SwappedAnswers
@@ -56,6 +57,7 @@ __all__ = [
     "CorpusItem",
     "DataCheck",
     "Dialogue",
+    "DialogueSharding",
     "DialogueSource",
     "DialogueStats",
     "DialogueSynthesis",
@@ -76,6 +78,8 @@ __all__ = [
     "ReferenceStore",
     "Row",
     "RowSource",
+    "ShardCorpus",
+    "ShardFolder",
     "SpeechChatDataModule",
     "SpokenTurn",
     "SwappedAnswers",
@@ -93,10 +97,12 @@ __all__ = [
     "load_turn_audio",
     "load_turn_codes",
     "make_sentences",
+    "open_source",
     "pack_lines",
     "read_cuts",
     "read_dialogues",
     "read_pairs",
+    "read_shards",
     "share_totals",
     "tokenizer_fingerprint",
 ]
