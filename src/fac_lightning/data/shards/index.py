@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.cases import bad_data
 
 __all__ = ["FieldIndex", "ShardIndex"]
 
@@ -62,12 +62,12 @@ class ShardIndex:
             if wrong:
                 raise ValueError(f"{', '.join(wrong)} does not have {index.rows} entries")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadData(
+            raise bad_data(
                 "FAC-D11",
-                "index that cannot be read",
                 where,
-                error,
+                str(error),
                 "what 'fac data shard' wrote",
                 "Delete this file: the index is made again from the tars",
+                what="index that cannot be read",
             ) from error
         return index

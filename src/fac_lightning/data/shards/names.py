@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.cases import bad_data
 
-__all__ = ["SUMMARY", "ShardFiles", "draft_name", "find_shards", "index_name", "manifest_name", "tar_name"]
+__all__ = ["MANIFEST", "SUMMARY", "ShardFiles", "draft_name", "find_shards", "index_name", "manifest_name", "tar_name"]
 
 SUMMARY = "cuts.summary.json"
-_MANIFEST = re.compile(r"cuts(\.[^.]+)?\.jsonl(\.gz)?$")
+MANIFEST = re.compile(r"cuts(\.[^.]+)?\.jsonl(\.gz)?$")
 _TAR = re.compile(r"(?P<field>[^.]+)(?P<number>\.[^.]+)?\.tar$")
 
 
@@ -67,32 +67,19 @@ def find_shards(where: str, names: Mapping[str, int], pattern: str = "cuts*") ->
     Raises:
         BadData: There is no shard, or a field lacks some of them.
     """
-    numbers = {(m.group(1) or ""): name for name in sorted(names) if (m := _MANIFEST.match(name))}
+    numbers = {(m.group(1) or ""): name for name in sorted(names) if (m := MANIFEST.match(name))}
     tars: dict[str, dict[str, str]] = {}
     for name in names:
         if found := _TAR.match(name):
             tars.setdefault(found["field"], {})[found["number"] or ""] = name
     if not numbers:
-        raise BadData(
-            "FAC-D14",
-            "no shard",
-            where,
-            "no cuts.*.jsonl.gz",
-            "a folder in Lhotse's Shar format",
-            "Write one with 'fac data shard DIALOGUES --out DIR'",
-        )
-    for field, found_there in sorted(tars.items()):
-        if found_there.keys() != numbers.keys():
-            odd = sorted(found_there.keys() ^ numbers.keys())
-            raise BadData(
-                "FAC-D14",
-                f"field '{field}' and manifest have different shards",
-                where,
-                f"{len(found_there)} x {field}.*.tar, {len(numbers)} x cuts.*.jsonl.gz ({field}{odd[0]} is alone)",
-                "as many of each field as there are manifests",
-                "Call 'fac data shard' again, which goes on where it was stopped, or fetch what is missing",
-            )
+        advice = "Write one with 'fac data shard DIALOGUES --out DIR'"
+        raise bad_data("FAC-D14", where, "no cuts.*.jsonl.gz", "a folder in Lhotse's Shar format", advice, "no shard")
+    for field, there in sorted(tars.items()):
+        if odd := sorted(there.keys() ^ numbers.keys()):
+            told = f"{len(there)} x {field}.*.tar and {len(numbers)} x cuts.*.jsonl.gz; {field}{odd[0]} stands alone"
+            raise bad_data("FAC-D14", f"{where}, field {field!r}", told, "the shards that the cuts have")
     kept = [n for n in sorted(numbers) if fnmatchcase(numbers[n], pattern)]
     if not kept:
-        raise BadData("FAC-D14", "no shard", where, f"nothing like {pattern}", "cuts.*.jsonl.gz", "Change the pattern")
+        raise bad_data("FAC-D14", where, f"nothing like {pattern}", "cuts.*.jsonl.gz", "Change the pattern", "no shard")
     return [ShardFiles(n, numbers[n], {field: tars[field][n] for field in sorted(tars)}) for n in kept]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.cases import bad_data
 
 __all__ = ["CODES", "RECORDING", "REPLIES", "CodesOf", "array_placeholder", "audio_placeholder", "shard_record"]
 
@@ -102,11 +102,6 @@ def check_id(name: str) -> None:
     """
     path = PurePosixPath(f"{name}.flac")
     if str(path.parent / path.stem) != name or any(ord(c) < 32 for c in name):
-        raise BadData(
-            "FAC-D12",
-            "id that cannot be the name of a file in a tar",
-            "the dialogues",
-            json.dumps(name),
-            "a relative path without '//', './' at its beginning, or control characters",
-            "Rename the dialogue",
-        )
+        rule = "a relative path without '//', './' at its beginning, or control characters"
+        what = "id that cannot be the name of a file in a tar"
+        raise bad_data("FAC-D12", "the dialogues", json.dumps(name), rule, "Rename the dialogue", what)

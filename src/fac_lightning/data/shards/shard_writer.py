@@ -16,7 +16,8 @@ import numpy as np
 
 from fac_lightning.data.audio import Span, read_span
 from fac_lightning.data.dialogue import turn_span
-from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.cases import bad_data
+from fac_lightning.data.shards.audio import to_int16
 from fac_lightning.data.shards.index import FieldIndex, ShardIndex
 from fac_lightning.data.shards.names import draft_name, index_name, manifest_name, tar_name
 from fac_lightning.data.shards.records import (
@@ -30,7 +31,7 @@ from fac_lightning.data.shards.records import (
 )
 from fac_lightning.data.shards.tar import TarField
 
-__all__ = ["AUDIO_FORMATS", "ShardTask", "ShardWriter", "to_int16"]
+__all__ = ["AUDIO_FORMATS", "ShardTask", "ShardWriter"]
 
 #: name of an audio format -> format and subtype of libsndfile
 AUDIO_FORMATS = {"flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
@@ -204,20 +205,9 @@ def _check_turns(cut: Any, side: str, num_samples: int) -> None:
             continue
         first = round(supervision.start * span.recording.sampling_rate)
         if first < 0 or first + span.count > num_samples:
-            raise BadData(
-                "FAC-D09",
-                "turn outside its audio",
-                f"cut {cut.id!r}, turn {i}",
-                f"samples {first} to {first + span.count} of {num_samples}",
-                "a turn inside its recording",
-                "Correct start and duration of the supervision",
-            )
-
-
-def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1] as the 16-bit integers that a corpus trains on."""
-    whole: np.ndarray = np.round(np.clip(samples, -1.0, 32767 / 32768) * 32768).astype(np.int16)
-    return whole
+            told = f"samples {first} to {first + span.count} of {num_samples}"
+            advice = "Correct start and duration of the supervision"
+            raise bad_data("FAC-D09", f"cut {cut.id!r}, turn {i}", told, "a turn inside its recording", advice)
 
 
 def encode_audio(samples: np.ndarray, rate: int, kind: str) -> bytes:

@@ -18,7 +18,6 @@ import numpy as np
 from fac_lightning.data.clip_codes import code_spans
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.dialogue import check_turn, load_turn_codes, read_cuts, turn_span
-from fac_lightning.data.errors import BadData
 from fac_lightning.data.manifest import manifest_path
 from fac_lightning.data.shards.index import ShardIndex
 from fac_lightning.data.shards.names import SUMMARY, draft_name
@@ -243,7 +242,8 @@ def _pcm_bytes(cut: Any) -> float:
     """What the audio of a dialogue takes as 16-bit samples."""
     replies = (cut.custom or {}).get(REPLIES)
     samples = cut.duration * cut.recording.sampling_rate if cut.has_recording else 0.0
-    return float(SAMPLE_BYTES * (samples + (replies.num_samples if replies is not None else 0)))
+    samples += replies.num_samples if replies is not None else 0
+    return SAMPLE_BYTES * float(samples)
 
 
 def _begun(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -272,7 +272,8 @@ def _counted(shards: list[ShardIndex], codes_of: CodesOf | None) -> dict[str, An
 
     rows = [shard.rows for shard in shards]
     if not sum(rows):
-        raise BadData("FAC-D14", "no dialogue left", "the shards", "none", "one at least", "Look at the reasons above")
+        left_out = [one for shard in shards for one in shard.made["left_out"]]
+        raise ValueError(f"no dialogue could be stored; the first of {len(left_out)}: {left_out[0]['reason']}")
     fields = sorted(shards[0].fields)
     return {
         "dialogues": sum(rows),
@@ -282,7 +283,7 @@ def _counted(shards: list[ShardIndex], codes_of: CodesOf | None) -> dict[str, An
         "assistant_hours": total("assistant_seconds") / 3600,
         "code_frames": int(total("code_frames")),
         "clipped_samples": int(total("clipped_samples")),
-        "bytes": {name: sum(shard.fields[name].bytes for shard in shards) for name in fields},
+        "bytes": {name: [shard.fields[name].bytes for shard in shards] for name in fields},
         "codes_of": asdict(codes_of) if codes_of is not None and CODES in fields else None,
         "left_out": [one for shard in shards for one in shard.made["left_out"]],
         "rows": rows,

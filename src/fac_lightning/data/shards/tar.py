@@ -1,24 +1,23 @@
-"""Members of tars: written so that their places are known, found again by one pass over the headers."""
+"""Members of tars: written so that their places are known, or found by one pass over the headers."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 import numpy as np
 
-from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.cases import bad_data
+from fac_lightning.data.intake.limits import IntakeLimits
+from fac_lightning.data.intake.shar import check_ids, member_pairs
 from fac_lightning.data.shards.index import FieldIndex
 
-__all__ = ["MAX_MEMBER_BYTES", "Member", "TarField", "read_members", "survey_tar"]
-
-MAX_MEMBER_BYTES = 256 * 2**20  # of one recording; a larger one is refused before anything is read
+__all__ = ["TarField", "survey_tar"]
 
 
 class TarField:
@@ -93,96 +92,45 @@ class _Hashing(io.RawIOBase):
         return self.file.write(data)
 
 
-@dataclass(frozen=True)
-class Member:
-    """One file of a tar."""
-
-    name: str
-    offset: int  # of its data
-    size: int
-
-
-def read_members(file: BinaryIO, where: str, size: int) -> Iterator[Member]:
-    """Files of a tar by its headers alone; data are passed over.
+def survey_tar(
+    file: BinaryIO, where: str, size: int, ids: Sequence[str], limits: IntakeLimits | None = None
+) -> FieldIndex:
+    """Index of a tar that comes without one, by one pass over its headers, held against the ids of the manifest.
 
     Args:
         file: The tar; must be able to seek.
         where: Its name, for messages.
         size: Its bytes.
+        ids: Of the manifest, in order.
+        limits: Of members; the default when None.
 
     Raises:
-        BadData: It is damaged, or a member is no plain file, too large, or cut off.
+        BadData: It is cut off or has too few items (``FAC-D11``), other ids or another order (``FAC-D12``), a member
+            that is not taken (``FAC-D13``), or arrays of several kinds (``FAC-D14``).
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                if not info.isreg() or info.size > MAX_MEMBER_BYTES:
-                    what = f"{info.size} bytes" if info.isreg() else f"a member of tar type {info.type!r}"
-                    raise BadData(
-                        "FAC-D13",
-                        f"member {info.name!r} that is not taken",
-                        where,
-                        what,
-                        f"a plain file of at most {MAX_MEMBER_BYTES} bytes",
-                        "Write the shard again",
-                    )
-                if info.offset_data + info.size > size:
-                    raise _cut_off(where, f"{size} bytes, member {info.name!r} ends at {info.offset_data + info.size}")
-                yield Member(info.name, info.offset_data, info.size)
+            items = list(member_pairs(tar, where, limits or IntakeLimits()))
     except (tarfile.TarError, EOFError) as error:
-        raise _cut_off(where, error) from error
-
-
-def survey_tar(file: BinaryIO, where: str, size: int, ids: Sequence[str]) -> FieldIndex:
-    """Index of a tar that comes without one, held against the ids of the manifest.
-
-    Raises:
-        BadData: It has another number of items than the manifest, other ids, or another order (``FAC-D11``,
-            ``FAC-D12``); or a member is not taken (``FAC-D13``).
-    """
-    members = list(read_members(file, where, size))
-    data, metas = members[0::2], members[1::2]
-    if len(members) % 2 or len(data) != len(ids):
-        raise BadData(
-            "FAC-D11",
-            "tar that does not go with its manifest",
-            where,
-            f"{len(members) / 2:g} items for {len(ids)} dialogues",
-            "one item for each dialogue",
-            "Write the shard again, or fetch it again",
-        )
-    for number, (one, meta, name) in enumerate(zip(data, metas, ids, strict=True)):
-        found, of = PurePosixPath(one.name).with_suffix(""), PurePosixPath(meta.name).with_suffix("")
-        if str(found) != name or str(of) != name:
-            raise BadData(
-                "FAC-D12",
-                "tar in another order than its manifest",
-                f"{where}, item {number}",
-                f"{one.name!r} with {meta.name!r}",
-                f"the data of dialogue {name!r}",
-                "Write the shard again",
-            )
-    offsets, sizes = [one.offset for one in data], [one.size for one in data]
-    for i, one in enumerate(data):
-        if one.name.endswith(".nodata"):
-            offsets[i], sizes[i] = 0, -1
+        raise bad_data("FAC-D11", where, f"a file that is not read as tar ({error})") from error
+    if items and (end := items[-1].meta.offset_data + items[-1].meta.size) > size:
+        raise bad_data("FAC-D11", where, f"{size} bytes where its last member ends at {end}")
+    if (problem := check_ids(ids, [item.id for item in items], where)) is not None:
+        raise problem
+    data = [item.data for item in items]
+    offsets = [0 if item.empty else item.data.offset_data for item in items]
+    sizes = [-1 if item.empty else item.data.size for item in items]
     dtypes: dict[str, None] = {}
     columns: dict[int, None] = {}
     for i, one in enumerate(data):
         if one.name.endswith(".npy"):
-            file.seek(one.offset)
+            file.seek(one.offset_data)
             shape, dtype, header = _npy_header(file, f"{where}, {one.name}")
             dtypes[dtype.str] = columns[shape[1] if len(shape) == 2 else 1] = None
-            offsets[i], sizes[i] = one.offset + header, one.size - header
+            offsets[i], sizes[i] = offsets[i] + header, sizes[i] - header
     if len(dtypes) > 1 or len(columns) > 1:
-        raise BadData(
-            "FAC-D14",
-            "arrays of several kinds",
-            where,
-            f"types {', '.join(dtypes)}, columns {', '.join(map(str, columns))}",
-            "one type and one number of columns in a shard",
-            "Write the shard again",
-        )
+        told = f"types {', '.join(dtypes)}, columns {', '.join(map(str, columns))}"
+        raise bad_data("FAC-D14", where, told, "one type and one number of columns", what="arrays of several kinds")
     return FieldIndex(size, offsets, sizes, next(iter(dtypes), ""), next(iter(columns), 0))
 
 
@@ -196,18 +144,7 @@ def _npy_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype[n
         if fortran or dtype.hasobject or len(shape) not in (1, 2):
             raise ValueError(f"shape {shape} of type {dtype}, Fortran order: {fortran}")
     except ValueError as error:
-        raise BadData(
-            "FAC-D14", "array that is not taken", where, error, "numbers (T,) or (T, D) in C order", "Write it again"
+        raise bad_data(
+            "FAC-D14", where, str(error), "numbers (T,) or (T, D) in C order", what="array of a kind that is not taken"
         ) from error
     return shape, dtype, file.tell() - start
-
-
-def _cut_off(where: str, value: object) -> BadData:
-    return BadData(
-        "FAC-D11",
-        "tar that is cut off or damaged",
-        where,
-        value,
-        "a whole tar",
-        "Write the shard again, or fetch it again",
-    )
