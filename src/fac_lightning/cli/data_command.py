@@ -10,7 +10,9 @@ from fac_lightning.config.errors import UserError, did_you_mean
 __all__ = ["main"]
 
 #: what is done to data -> its line in the overview
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "import": "other people's training data as a dialogues folder",
+}
 
 
 def main(words: Sequence[str]) -> int:
