@@ -12,6 +12,7 @@ __all__ = ["main"]
 #: what is done to data -> its line in the overview
 VERBS: dict[str, str] = {
     "import": "other people's training data as a dialogues folder",
+    "stats": "hours, turns, lengths, voices, modes, text denser than speech; as a table and a page",
 }
 
 

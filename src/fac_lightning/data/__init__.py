@@ -48,8 +48,10 @@ from fac_lightning.data.preference_pairs import (
     read_pairs,
 )
 from fac_lightning.data.reference_store import ReferenceStore
+from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
+from fac_lightning.data.stats import DialogueStats
 from fac_lightning.data.swapped_answers import SwappedAnswers
 from fac_lightning.data.synthesis import DialogueSynthesis
 from fac_lightning.data.synthesis_plan import SynthesisSplit
@@ -67,9 +69,11 @@ __all__ = [
     "CodecDataModule",
     "ColumnMap",
     "Corpus",
+    "CorpusItem",
     "Dialogue",
     "DialogueImport",
     "DialogueSource",
+    "DialogueStats",
     "DialogueSynthesis",
     "DialogueWriter",
     "DistortedDialogues",
@@ -93,6 +97,7 @@ __all__ = [
     "Question",
     "ReferenceStore",
     "Row",
+    "RowSource",
     "ShareGPTImport",
     "SlamOmniImport",
     "SoundFolderImport",

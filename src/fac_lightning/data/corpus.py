@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,21 @@ import numpy as np
 from fac_lightning.data.audio import Span, check_sources, read_span
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.dialogue import check_turn, load_turn_codes, read_cuts, turn_span
-from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.layout import Clip, SpokenTurn
 from fac_lightning.data.manifest import manifest_path
 from fac_lightning.data.mode_schedule import ModeSchedule
+from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.prompts import MODES, ChatFormat
-from fac_lightning.replies import FrameEnd, ReplyRule
+from fac_lightning.replies import ReplyRule
 from fac_lightning.text_tokenizer import check_rows
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry
 
 __all__ = ["Corpus", "CorpusItem"]
 
-NEED_USER_TEXT = ("T2M", "T2T", "ASR")
 
-
-@dataclass(frozen=True)
-class CorpusItem:
-    """One dialogue."""
-
-    id: str
-    turns: tuple[SpokenTurn, ...]
-    system: str | None
-    unwritten: bool = False  # a spoken user turn has no text, so no mode that needs it can be served
-
-
-class Corpus:
+class Corpus(RowSource):
     """Dialogues in memory: texts and codes; the users' waveforms are read when a line needs them.
 
     Args:
@@ -69,16 +57,7 @@ class Corpus:
         progress: bool = True,
         mode_schedule: ModeSchedule | None = None,
     ) -> None:
-        self.chat, self.geometry, self.reply = chat, geometry, reply or FrameEnd()
-        self.start = {mode: float(weight) for mode, weight in modes.items() if weight > 0}
-        self.schedule = mode_schedule
-        later = mode_schedule.modes if mode_schedule is not None else ()
-        self.modes = tuple(dict.fromkeys([*self.start, *later]))  # all that may ever be drawn
-        self.system_prompts = dict(system_prompts or {})
-        if unknown := sorted((modes.keys() | self.system_prompts.keys() | set(self.modes)) - MODES.keys()):
-            raise ValueError(f"unknown modes {', '.join(unknown)}; choose from {', '.join(MODES)}")
-        if not self.start:
-            raise ValueError(f"modes gives no mode a positive weight: {dict(modes)}")
+        super().__init__(chat, geometry, modes, system_prompts, reply, mode_schedule)
         self._hears = any(MODES[mode].hears for mode in self.modes)
         self._says = any(MODES[mode].speaks for mode in self.modes)
         self._check_sizes(tokenizer)
@@ -93,33 +72,20 @@ class Corpus:
         """Dialogues."""
         return len(self.items)
 
-    def draw_mode(self, item: CorpusItem, seed: int, epoch: int, place: float = 0.0) -> str | None:
-        """The mode of a dialogue in an epoch, by weight; None when it can serve no mode. Depends on nothing else.
+    def item(self, index: int) -> CorpusItem:
+        """Dialogue ``index``."""
+        return self.items[index]
 
-        Args:
-            item: The dialogue.
-            seed: Of the draw.
-            epoch: Passes over the corpus before this one.
-            place: How far this one has come at the dialogue, from 0 to 1, or infinity for the end of all
-                training: schedules look at it.
-        """
-        weights = self.start if self.schedule is None else self.schedule.weights(self.start, epoch + place)
-        drawn = [(mode, weights[mode]) for mode in self.modes if weights.get(mode, 0.0) > 0]
-        served = [(fitted, weight) for mode, weight in drawn if (fitted := self._fit(mode, item))]
-        if not served:
-            return None
-        ticket = int.from_bytes(blake2b(f"{seed}/{epoch}/{item.id}".encode(), digest_size=7).digest()) / 2**56
-        ends = np.cumsum([weight for _, weight in served])
-        return served[int(np.searchsorted(ends, ticket * ends[-1], side="right"))][0]
-
-    def row(self, index: int, seed: int, epoch: int, place: float = 0.0) -> Row | None:
-        """Dialogue ``index`` laid out in the mode drawn (``draw_mode``); None when it can serve no mode."""
-        item = self.items[index]
-        mode = self.draw_mode(item, seed, epoch, place)
-        if mode is None:
-            return None
-        system = item.system if item.system is not None else self.system_prompts.get(mode)
-        return lay_out(item.id, item.turns, self.chat, self.geometry, mode, system=system, reply=self.reply)
+    def fingerprint(self) -> str:
+        """Of ids, texts, lengths and codes; the users' waveforms count by their lengths."""
+        digest = blake2b(digest_size=8)
+        for item in self.items:
+            digest.update(f"{item.id}\n{item.system}\n".encode())
+            for turn in item.turns:
+                digest.update(f"{turn.role}\n{turn.text}\n{turn.clip and turn.clip.num_samples}\n".encode())
+                if turn.codes is not None:
+                    digest.update(turn.codes.tobytes())
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, float]:
         """Counts of what is there."""
@@ -135,11 +101,6 @@ class Corpus:
             "user_hours": sum(heard) / rate / 3600,
             "assistant_hours": sum(said) / 3600,
         }
-
-    def _fit(self, mode: str, item: CorpusItem) -> str | None:
-        """The mode nearest to ``mode`` that a dialogue can serve, or None."""
-        fitted = fit_mode(mode, item.turns)
-        return None if item.unwritten and fitted in NEED_USER_TEXT else fitted
 
     def _read(self, path: str | Path, tokenizer: SpeechTokenizer | None, cache_audio: bool, progress: bool) -> None:
         cuts = list(read_cuts(path))

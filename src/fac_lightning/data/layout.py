@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_IN
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.types import IGNORE, SpeechGeometry, pad_code
 
-__all__ = ["Clip", "Row", "SpokenTurn", "fit_mode", "lay_out"]
+__all__ = ["Clip", "Cost", "Row", "SpokenTurn", "fit_mode", "lay_out"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Clip:
 
     num_samples: int  # at the geometry's sample rate
     load: Callable[[], np.ndarray]  # (num_samples,) float32 in [-1, 1], or int16
+
+
+class Cost(NamedTuple):
+    """What a row takes of a line."""
+
+    positions: int
+    audio_seconds: float  # of the users' clips, which the speech encoder runs over
+    speech_tokens: int  # code frames to say, which the speech head runs over
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,12 @@ class Row:
     def __len__(self) -> int:
         """Positions."""
         return len(self.text_ids)
+
+    @property
+    def cost(self) -> Cost:
+        """What it takes of a line."""
+        groups, k, _ = self.speech_labels.shape
+        return Cost(len(self.text_ids), self.audio_seconds, groups * k)
 
     @property
     def num_text_labels(self) -> int:

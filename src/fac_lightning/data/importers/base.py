@@ -167,8 +167,8 @@ class DialogueImport(ABC):
             raise ValueError("\n".join([f"{self.source} has nothing that can be imported", *told]))
         if bad and not self.options.skip_bad:
             head = (
-                f"{self.source}: {len(bad)} bad item(s) are left out, see {self.out / BAD}; {good} good dialogues are in. "
-                "skip_bad=true accepts that"
+                f"{self.source}: {len(bad)} bad item(s) are left out, see {self.out / BAD}; {good} good dialogues are "
+                "in. skip_bad=true accepts that"
             )
             raise ValueError("\n".join([head, *told]))
         for text in told:

@@ -29,7 +29,8 @@ def read_json(file: Path) -> Any:
         BadData: It is not JSON.
     """
     try:
-        return json.loads(_opened(file).read())
+        with _opened(file) as content:
+            return json.loads(content.read())
     except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadData(
             "FAC-D15", "file that is not JSON", str(file), str(error), "a document", "Make it again."

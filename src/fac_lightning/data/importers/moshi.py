@@ -45,8 +45,9 @@ class MoshiImport(DialogueImport):
 
     A line is ``{"path": ..., "duration": ...}``; beside the recording lies a JSON file of the same name,
     ``{"alignments": [[word, [start, end], speaker], ...]}``. Words of one speaker make a turn up to a pause; turns are
-    in the order of their beginnings. Its ``start`` and ``end`` in the recording, and its ``words`` with theirs, are kept in the
-    turn's ``custom``, so what overlaps can be laid out in time again; what is outside of all turns is not copied.
+    in the order of their beginnings. The ``start`` and ``end`` of a turn in the recording, and its ``words`` with
+    theirs, are kept in its ``custom``, so what overlaps can be laid out in time again; what is outside of all turns is
+    not copied.
 
     The alignments that moshi-finetune makes have the words of the assistant alone. Then the user's turns are what
     sounds on the user's channel between the assistant's turns, and have no text.
