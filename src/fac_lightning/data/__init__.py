@@ -17,8 +17,6 @@ from fac_lightning.data.dialogue import (
 )
 from fac_lightning.data.distorted import DistortedDialogues
 from fac_lightning.data.errors import BadData
-from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
-from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.importers import (
     COLUMN_MAPS,
     IMPORT_FORMATS,
@@ -38,6 +36,7 @@ from fac_lightning.data.importers import (
     export_fun_audio_chat_json,
     guess_format,
 )
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.kmeans_training import KMeansTraining
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
@@ -65,9 +64,9 @@ from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.data.world import Fact, Question, World
 
 __all__ = [
-    "BadData",
     "COLUMN_MAPS",
     "IMPORT_FORMATS",
+    "BadData",
     "Budget",
     "CheckResult",
     "Clip",
@@ -79,8 +78,8 @@ __all__ = [
     "CorpusItem",
     "DataCheck",
     "Dialogue",
-    "DialogueSharding",
     "DialogueImport",
+    "DialogueSharding",
     "DialogueSource",
     "DialogueStats",
     "DialogueSynthesis",
@@ -88,10 +87,10 @@ __all__ = [
     "DistortedDialogues",
     "Fact",
     "FunAudioChatImport",
-    "IntakeLimits",
     "HuggingFaceImport",
     "ImportFormat",
     "ImportOptions",
+    "IntakeLimits",
     "JsonlDialogues",
     "KMeansTraining",
     "KaldiImport",

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Literal
 
-from fac_lightning.data.corpus import Corpus
 from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packed_module import PackedDataModule
