@@ -5,6 +5,7 @@ from fac_lightning.data.code_extraction import CodeExtraction
 from fac_lightning.data.codec_data import CodecDataModule
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.data_check import CheckResult, DataCheck
 from fac_lightning.data.dialogue import (
     Dialogue,
     DialogueWriter,
@@ -15,7 +16,27 @@ from fac_lightning.data.dialogue import (
     read_dialogues,
 )
 from fac_lightning.data.distorted import DistortedDialogues
-from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
+from fac_lightning.data.errors import BadData
+from fac_lightning.data.importers import (
+    COLUMN_MAPS,
+    IMPORT_FORMATS,
+    ColumnMap,
+    DialogueImport,
+    FunAudioChatImport,
+    HuggingFaceImport,
+    ImportFormat,
+    ImportOptions,
+    KaldiImport,
+    LhotseImport,
+    MoshiImport,
+    NemoImport,
+    ShareGPTImport,
+    SlamOmniImport,
+    SoundFolderImport,
+    export_fun_audio_chat_json,
+    guess_format,
+)
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.kmeans_training import KMeansTraining
 from fac_lightning.data.layout import Clip, Cost, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.mixing import DataSource, Draw, draw_rows, mixing_shares
@@ -34,6 +55,7 @@ from fac_lightning.data.reference_store import ReferenceStore
 from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
+from fac_lightning.data.shards import DialogueSharding, ShardCorpus, ShardFolder, open_source, read_shards
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.stats import DialogueStats
 from fac_lightning.data.stream import LineStream, PackedStream, StreamPlace
@@ -46,16 +68,24 @@ from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.data.world import Fact, Question, World
 
 __all__ = [
+    "COLUMN_MAPS",
+    "IMPORT_FORMATS",
+    "BadData",
     "Budget",
+    "CheckResult",
     "Clip",
     "CodeExtraction",
     "CodeStore",
     "CodecDataModule",
+    "ColumnMap",
     "Corpus",
     "CorpusItem",
     "Cost",
     "DataSource",
+    "DataCheck",
     "Dialogue",
+    "DialogueImport",
+    "DialogueSharding",
     "DialogueSource",
     "DialogueStats",
     "DialogueSynthesis",
@@ -64,12 +94,22 @@ __all__ = [
     "Draw",
     "Fact",
     "FunAudioChatImport",
+    "HuggingFaceImport",
+    "ImportFormat",
+    "ImportOptions",
+    "IntakeLimits",
     "JsonlDialogues",
     "KMeansTraining",
     "LineStream",
     "LinearModes",
     "ModeSchedule",
     "PackedStream",
+    "KaldiImport",
+    "LhotseImport",
+    "LinearModes",
+    "ModeSchedule",
+    "MoshiImport",
+    "NemoImport",
     "PairCorpus",
     "PreferenceDataModule",
     "PreferencePair",
@@ -79,6 +119,11 @@ __all__ = [
     "Row",
     "RowPlanner",
     "RowSource",
+    "ShardCorpus",
+    "ShardFolder",
+    "ShareGPTImport",
+    "SlamOmniImport",
+    "SoundFolderImport",
     "SpeechChatDataModule",
     "SpokenTurn",
     "StreamPlace",
@@ -95,15 +140,18 @@ __all__ = [
     "draw_rows",
     "export_fun_audio_chat_json",
     "fit_mode",
+    "guess_format",
     "lay_out",
     "load_turn_audio",
     "load_turn_codes",
     "make_sentences",
     "mixing_shares",
+    "open_source",
     "pack_lines",
     "read_cuts",
     "read_dialogues",
     "read_pairs",
+    "read_shards",
     "share_totals",
     "tokenizer_fingerprint",
 ]
