@@ -5,6 +5,7 @@ from fac_lightning.data.code_extraction import CodeExtraction
 from fac_lightning.data.codec_data import CodecDataModule
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.data_check import CheckResult, DataCheck
 from fac_lightning.data.dialogue import (
     Dialogue,
     DialogueWriter,
@@ -15,6 +16,7 @@ from fac_lightning.data.dialogue import (
     read_dialogues,
 )
 from fac_lightning.data.distorted import DistortedDialogues
+from fac_lightning.data.errors import BadData
 from fac_lightning.data.importers import (
     COLUMN_MAPS,
     IMPORT_FORMATS,
@@ -34,6 +36,7 @@ from fac_lightning.data.importers import (
     export_fun_audio_chat_json,
     guess_format,
 )
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.kmeans_training import KMeansTraining
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
@@ -50,6 +53,7 @@ from fac_lightning.data.preference_pairs import (
 from fac_lightning.data.reference_store import ReferenceStore
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
+from fac_lightning.data.shards import DialogueSharding, ShardCorpus, ShardFolder, open_source, read_shards
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.stats import DialogueStats
 from fac_lightning.data.swapped_answers import SwappedAnswers
@@ -62,7 +66,9 @@ from fac_lightning.data.world import Fact, Question, World
 __all__ = [
     "COLUMN_MAPS",
     "IMPORT_FORMATS",
+    "BadData",
     "Budget",
+    "CheckResult",
     "Clip",
     "CodeExtraction",
     "CodeStore",
@@ -70,8 +76,10 @@ __all__ = [
     "ColumnMap",
     "Corpus",
     "CorpusItem",
+    "DataCheck",
     "Dialogue",
     "DialogueImport",
+    "DialogueSharding",
     "DialogueSource",
     "DialogueStats",
     "DialogueSynthesis",
@@ -82,6 +90,7 @@ __all__ = [
     "HuggingFaceImport",
     "ImportFormat",
     "ImportOptions",
+    "IntakeLimits",
     "JsonlDialogues",
     "KMeansTraining",
     "KaldiImport",
@@ -98,6 +107,8 @@ __all__ = [
     "ReferenceStore",
     "Row",
     "RowSource",
+    "ShardCorpus",
+    "ShardFolder",
     "ShareGPTImport",
     "SlamOmniImport",
     "SoundFolderImport",
@@ -119,10 +130,12 @@ __all__ = [
     "load_turn_audio",
     "load_turn_codes",
     "make_sentences",
+    "open_source",
     "pack_lines",
     "read_cuts",
     "read_dialogues",
     "read_pairs",
+    "read_shards",
     "share_totals",
     "tokenizer_fingerprint",
 ]
