@@ -19,6 +19,7 @@ BASES = frozenset(f"{room}.base" for room in PARTS)
 TOOLS = frozenset(
     {
         "hf_packed",
+        "html_page",
         "kaldi_fbank",
         "packed",
         "patterns",
@@ -58,6 +59,7 @@ HOUSE: dict[str, Room] = {
     "hf_packed": Room(frozenset({"packed"}), never=TRAINING),
     "replies": Room(frozenset({"types"}), never=TRAINING | {"transformers"}),
     "weights": Room(frozenset(), never=TRAINING),
+    "html_page": Room(frozenset(), only=frozenset()),
     "resampling": Room(frozenset(), never=TRAINING | {"torch"}),
     "kaldi_fbank": Room(frozenset(), only=frozenset({"torch"})),
     "wer": Room(frozenset(), never=TRAINING | {"torch"}),
