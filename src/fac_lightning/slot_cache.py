@@ -1,8 +1,9 @@
-"""Keys and values of several rows in memory that is there from the start, every row with a length of its own.
+"""Keys and values of several rows in memory that is there before they come, every row with a length of its own.
 
 Rows come and go while others run on. Those in use are always the first ones, so that a step works on slices: when a
-row leaves, the last one takes its place. Nothing is padded between rows and nothing grows step by step; only when a row
-outgrows the room that all have, the room is doubled.
+row leaves, the last one takes its place. A step writes its keys and values in place; what is there is copied only when
+a row outgrows the room that all have. Room is added by the piece and not doubled: rows that lie close together are read
+in half the time on a CPU.
 
 Legend: S slots, R rows in use, L new positions of a pass, C positions that have room, H query heads, K key-value heads
 (H a multiple of K), E width of a head.
@@ -19,6 +20,9 @@ from torch import Tensor
 from fac_lightning.packed import capped_attention
 
 __all__ = ["CachedRow", "SlotCache"]
+
+#: Room is a multiple of this many positions.
+PIECE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class SlotCache:
 
     Args:
         num_slots: Rows that have room, S.
-        capacity: Positions that each has room for, C; doubled when a row needs more.
+        capacity: Positions that each has room for at first, C.
         device: Of keys and values.
     """
 
@@ -188,8 +192,7 @@ class SlotCache:
         """Make room for ``length`` positions a row."""
         if length <= self.capacity:
             return
-        old = self.capacity
-        self.capacity = max(length, 2 * old)
+        old, self.capacity = self.capacity, -(-length // PIECE) * PIECE
         for layer, parts in self._layers.items():
             grown = tuple(x.new_zeros(*x.shape[:2], self.capacity, x.shape[3]) for x in parts)
             for new, part in zip(grown, parts, strict=True):

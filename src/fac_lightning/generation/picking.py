@@ -58,7 +58,7 @@ class TextRules:
         self.forbidden = torch.tensor([open_ended, *ending], device=device)  # (kinds, S)
 
     def forbid(self, logits: Tensor, stops: Sequence[int | None]) -> Tensor:
-        """Logits ``(R, V)`` float32 without what is out of place; ``stops`` end each row's text, None while it speaks."""
+        """Logits ``(R, V)`` float32 without what is out of place; ``stops`` end the rows' texts, None: nothing can."""
         kinds = torch.tensor([self._kinds[stop] for stop in stops], device=logits.device)
         logits = logits.float()
         special = logits[:, self.special].masked_fill(self.forbidden[kinds], -torch.inf)

@@ -46,7 +46,7 @@ class Positions:
         self._speakers: list[SpeechRequest] = []  # by row of the head
         size = geometry.codebook_size
         self.lead, self.silence = (torch.full(self.group, code) for code in (bos_code(size), pad_code(size)))
-        self._hidden: list[Tensor] = []  # of rows that have chosen nothing yet, and of all others (*, D)
+        self._hidden: list[Tensor] = []  # (*, D) each, behind which the rows choose next
         self._text = torch.empty(0, model.backbone.dim, dtype=weight.dtype, device=self.device)  # (R, D) text read last
         self._pending = self._text  # (R, D), the position chosen last
 
@@ -77,7 +77,7 @@ class Positions:
 
     def choose(self, rows: list[SpeechRequest]) -> None:
         """The next text token of every row, and the next group of those that speak; written to the requests."""
-        hidden = torch.cat(self._hidden) if len(self._hidden) > 1 else self._hidden[0]  # (R, D)
+        hidden, self._hidden = torch.cat(self._hidden), []  # (R, D)
         token = self._token(hidden, rows)
         group, present, said = self._say(hidden, rows)
         if said is not None and not self.reply.text_goes_on:

@@ -108,7 +108,7 @@ class ChainHead(SpeechHead):
         before = torch.full((batch_size,), bos, device=self.embed.weight.device)
         return ChainState((KeyValueCache(len(self.transformer.blocks), batch_size, capacity),), before, bos)
 
-    def begin_slots(self, num_slots: int, capacity: int = 256) -> ChainState:
+    def begin_slots(self, num_slots: int, capacity: int = 128) -> ChainState:
         """State of rows that come and go, none so far; ``capacity`` codes have room at once."""
         before = torch.zeros(0, dtype=torch.int64, device=self.embed.weight.device)
         return ChainState((SlotCache(num_slots, capacity, before.device),), before, bos_code(self.codebook_size))

@@ -76,7 +76,11 @@ class DepthHead(ChainHead):
         return NoRowState()
 
     def step(
-        self, hidden: Tensor, state: NoRowState | None, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
+        self,
+        hidden: Tensor,
+        state: NoRowState | None,
+        sample: Callable[[Tensor], Tensor],
+        text_embeds: Tensor | None = None,
     ) -> Tensor:
         """Say the next group ``(B, k, Q)`` after ``hidden`` ``(B, dim)``; see ``SpeechHead.step``."""
         state_of_group = self.begin(hidden.shape[0], capacity=self.group_size * self.num_codebooks)

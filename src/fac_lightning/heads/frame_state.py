@@ -34,4 +34,4 @@ class FrameState(RowState):
     def of_slots(cls, num_slots: int, transformers: Iterable[CausalTransformer], table: CodeTable) -> FrameState:
         """State of replies that come and go, none so far."""
         before = torch.zeros(0, table.num_codebooks, dtype=torch.int64, device=table.weight.device)
-        return cls(tuple(SlotCache(num_slots, 256, before.device) for _ in transformers), before, table.bos)
+        return cls(tuple(SlotCache(num_slots, 128, before.device) for _ in transformers), before, table.bos)

@@ -57,7 +57,11 @@ class ParallelHead(SpeechHead):
         return NoRowState()
 
     def step(
-        self, hidden: Tensor, state: NoRowState | None, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
+        self,
+        hidden: Tensor,
+        state: NoRowState | None,
+        sample: Callable[[Tensor], Tensor],
+        text_embeds: Tensor | None = None,
     ) -> Tensor:
         """Say the next group ``(B, k, Q)`` after ``hidden`` ``(B, dim)``."""
         places = self.group_size * self.num_codebooks
