@@ -93,14 +93,20 @@ class ChainHead(SpeechHead):
         self, hidden: Tensor, labels: Tensor, reply_lengths: Tensor, text_embeds: Tensor | None = None
     ) -> HeadOutput:
         """``forward`` for labels that were checked."""
+        places = self.states(hidden, labels, reply_lengths, text_embeds)
+        return group_output(places, self.output.weight, labels, self.codebook_size)
+
+    def states(
+        self, hidden: Tensor, labels: Tensor, reply_lengths: Tensor, text_embeds: Tensor | None = None
+    ) -> Tensor:
+        """States ``(H * k, Q, W)`` from which the codes are read off; arguments as for ``forward``."""
         rows = self.rows(reply_lengths, hidden.shape[0], hidden.device)
         previous = said_before(shown(labels, self.codebook_size).flatten(), rows.starts, self.codebook_size)
         # the code before a frame's codebook q is of codebook q - 1, or the last one of the frame before
         tables = (torch.arange(self.num_codebooks, device=hidden.device) - 1) % self.num_codebooks
         inputs = self._condition(hidden, text_embeds).unsqueeze(2) + self.embed(previous.view_as(labels), tables)
-        states = self.transformer(inputs.flatten(0, 2), rows.position_ids, rows.layout)  # (H * S, W)
-        places = states.view(-1, self.num_codebooks, self.width)
-        return group_output(places, self.output.weight, labels, self.codebook_size)
+        states: Tensor = self.transformer(inputs.flatten(0, 2), rows.position_ids, rows.layout)  # (H * S, W)
+        return states.view(-1, self.num_codebooks, self.width)
 
     def begin(self, batch_size: int, capacity: int = 64) -> ChainState:
         """State of ``batch_size`` fresh rows; ``capacity`` codes have room at once."""
