@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fac_lightning.generation import Decoding, EngineChunk, Generator, Sampling, SpeechEngine, UserTurn
+from fac_lightning.generation import Decoding, EngineChunk, Generator, Sampling, SpeechEngine, UserTurn, packed_linear
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.picking import pick_rows
 from fac_lightning.generation.sampling import pick
@@ -35,6 +35,12 @@ from test_streaming import Running, joined
 LIVELY, FUSSY = Sampling(1.0), Sampling(0.9, top_k=9, top_p=0.9, repetition_penalty=1.3)
 QWEN3 = {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 QWEN3 |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def _pack_all(monkeypatch):
+    """Tiny matrices are packed too."""
+    monkeypatch.setattr(packed_linear, "LEAST", 0)
 
 
 @pytest.fixture(scope="module")
@@ -439,20 +445,30 @@ def test_room_grows_and_a_row_that_leaves_is_replaced_by_the_last():
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
-def test_packed_weights_follow_the_parameters():
+def test_packed_weights_follow_the_parameters(monkeypatch):
     layer, inputs = nn.Linear(24, 40), torch.randn(2, 3, 24)
-    packed = PackedLinears(layer)
+    packed, parameter = PackedLinears(layer), layer.weight
     with torch.inference_mode():
         for _ in range(2):
             with packed:
-                product, part = layer(inputs), nn.functional.linear(inputs, layer.weight[8:16])
+                assert layer.weight is not parameter
+                product = layer(inputs)
+                part = nn.functional.linear(inputs, layer.weight.unflatten(0, (5, 8))[1])
                 other = nn.functional.linear(inputs, torch.ones(40, 24))  # no parameter
+                assert type(layer.weight.sum()) is torch.Tensor
+            assert layer.weight is parameter
             torch.testing.assert_close(product, layer(inputs))
             torch.testing.assert_close(part, inputs @ layer.weight[8:16].T)
-            assert torch.allclose(other, inputs.sum(-1, keepdim=True).expand(-1, -1, 40), atol=1e-5)
-            assert len(packed._packed) == 2
-            nn.init.normal_(layer.weight)
-        assert packed._packed.keys() == {(w.data_ptr(), w.shape) for w in (layer.weight, layer.weight[8:16])}
+            torch.testing.assert_close(other, inputs.sum(-1, keepdim=True).expand(-1, -1, 40))
+            assert type(product) is torch.Tensor
+            assert packed.copies == 2
+            nn.init.normal_(layer.weight)  # in its place
         with PackedLinears(layer, enabled=False) as idle:
-            assert torch.equal(layer(inputs), nn.functional.linear(inputs, layer.weight, layer.bias))
-        assert not idle._packed
+            assert layer.weight is parameter
+        with packed, pytest.raises(RuntimeError):
+            layer(inputs[..., :5])
+        monkeypatch.setattr(packed_linear, "LEAST", 1000)
+        with PackedLinears(layer) as small:
+            layer(inputs)
+    assert layer.weight is parameter
+    assert idle.copies == small.copies == 0

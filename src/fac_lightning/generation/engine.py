@@ -184,6 +184,10 @@ class SpeechEngine:
                 replies.append(reply)
         return replies
 
+    def forget_prefixes(self) -> None:
+        """Read system prompts anew from now on; for a model whose weights have changed."""
+        self._prefixes.forget()
+
     def _enqueue(self, request: SpeechRequest) -> None:
         mode = request.mode
         self._refuse(mode, any(isinstance(piece, Tensor) for piece in request.pieces))

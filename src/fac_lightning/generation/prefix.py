@@ -49,6 +49,10 @@ class Prefixes:
         self._known.move_to_end(key)
         return self._known[key]
 
+    def forget(self) -> None:
+        """Compute all anew when they are next asked for."""
+        self._known.clear()
+
     def _read(self, ids: list[int]) -> Prefix:
         row = self.slots.join()
         try:
