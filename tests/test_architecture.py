@@ -90,6 +90,8 @@ HOUSE: dict[str, Room] = {
         },
         never=TRAINING,
     ),
+    # Runs built models on tensors without numbers; recipes and devices are for the command line to bring together.
+    "estimate": Room(TOOLS | BASES | {"models"}, never=TRAINING | {"transformers"}),
     "serving": Room(TOOLS | BASES | {"generation"}, never=TRAINING),
     "pipeline": Room(frozenset({"config"}), never=frozenset({"torch", "lightning", "lhotse", "transformers"})),
     "config": Room(frozenset(), only=frozenset({"omegaconf", "yaml"})),
