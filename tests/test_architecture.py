@@ -19,6 +19,7 @@ BASES = frozenset(f"{room}.base" for room in PARTS)
 TOOLS = frozenset(
     {
         "hf_packed",
+        "html_page",
         "kaldi_fbank",
         "packed",
         "patterns",
@@ -58,6 +59,7 @@ HOUSE: dict[str, Room] = {
     "hf_packed": Room(frozenset({"packed"}), never=TRAINING),
     "replies": Room(frozenset({"types"}), never=TRAINING | {"transformers"}),
     "weights": Room(frozenset(), never=TRAINING),
+    "html_page": Room(frozenset(), only=frozenset()),
     "resampling": Room(frozenset(), never=TRAINING | {"torch"}),
     "kaldi_fbank": Room(frozenset(), only=frozenset({"torch"})),
     "wer": Room(frozenset(), never=TRAINING | {"torch"}),
@@ -93,6 +95,8 @@ HOUSE: dict[str, Room] = {
     # Runs built models on tensors without numbers; recipes and devices are for the command line to bring together.
     "estimate": Room(TOOLS | BASES | {"models"}, never=TRAINING | {"transformers"}),
     "serving": Room(TOOLS | BASES | {"generation"}, never=TRAINING),
+    # What is timed is everything, each beside plainer ways; only the command line asks for it.
+    "bench": Room(EVERYTHING),
     "pipeline": Room(frozenset({"config"}), never=frozenset({"torch", "lightning", "lhotse", "transformers"})),
     "config": Room(frozenset(), only=frozenset({"omegaconf", "yaml"})),
     "cli": Room(EVERYTHING),
@@ -147,6 +151,8 @@ def _ours(room: str, inner: str, rule: Room) -> str | None:
     if target == "testing":
         return "testing is for the users of parts, no room needs it but `fac matrix`"
     if "*" in rule.ours or target in rule.ours:
+        if target == "bench" and room != "cli":
+            return "bench is for the command line alone"
         return "nothing but the command line knows cli" if target == "cli" and room != "__main__" else None
     module = f"{target}.{rest.split('.')[0]}" if rest else target
     if module in rule.ours:
@@ -194,6 +200,9 @@ def test_no_import_crosses_a_wall():
         ("losses/dpo.py", "from fac_lightning.testing import check_head", "no room needs it"),
         ("cli/list_command.py", "from fac_lightning.testing.matrix import PartCatalogue", "no room needs it"),
         ("testing/heads.py", "from fac_lightning.cli import main", "nothing but the command line"),
+        ("testing/heads.py", "from fac_lightning.bench import build_model", "for the command line alone"),
+        ("bench/train.py", "from fac_lightning.cli import main", "nothing but the command line"),
+        ("bench/train.py", "from fac_lightning.testing import tiny_batch", "no room needs it"),
         ("kitchen/sink.py", "import os", "no room 'kitchen'"),
         ("__init__.py", "import torch", "only the standard library"),
     ],
@@ -213,6 +222,8 @@ def test_a_planted_violation_is_found(where, source, reason):
         ("testing/heads.py", "from fac_lightning.models import SpeechLM"),
         ("cli/matrix_command.py", "from fac_lightning.testing.matrix import PartCatalogue"),
         ("__main__.py", "from fac_lightning.cli import main"),
+        ("bench/train.py", "from fac_lightning.tasks import SpeechSFT"),
+        ("cli/bench_command.py", "from fac_lightning.bench import run_benchmark"),
         ("tasks/sft.py", "import lightning\nfrom fac_lightning.models import SpeechLM"),
     ],
 )

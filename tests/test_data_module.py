@@ -21,13 +21,14 @@ from fac_lightning.data import (
     read_dialogues,
     tokenizer_fingerprint,
 )
-from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
+from fac_lightning.data.stream import FixedLines, StreamPlace
 from fac_lightning.prompts import MODES, SPECIAL_TOKENS, SYSTEM_PROMPTS, ChatFormat
 from fac_lightning.replies import FrameEnd, GroupEnd
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import IGNORE, SpeechCodes, SpeechGeometry
+from fac_lightning.weights import CheckpointError
 
 
 class LoudnessTokenizer(SpeechTokenizer):
@@ -86,6 +87,12 @@ def ids(lines):
     return [line.ids for line in lines]
 
 
+def rows(module, count, shard=0, num_shards=1):
+    """Ids of the first rows of a shard, in the order in which they are drawn."""
+    stream = module._stream(1, shard, num_shards)
+    return [stream.load(plan).id for plan in islice(stream.plans(0), count)]
+
+
 def test_lines_hold_speech_and_text_within_budget(build):
     module = build(max_audio_seconds=6.0, max_speech_tokens=200)
     for line in islice(module.train_dataloader(), 20):
@@ -105,8 +112,7 @@ def test_same_seed_same_lines_and_another_seed_others(build):
 
 
 def test_an_epoch_sees_every_dialogue_once_in_a_new_order(build):
-    corpus, budget = build().train_corpus, build().budget
-    drawn = [row.id for row in islice(stream_rows(corpus, budget, 0), 120)]
+    drawn = rows(build(), 120)
     epochs = [drawn[:40], drawn[40:80], drawn[80:]]
     assert all(len(set(epoch)) == 40 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -115,10 +121,8 @@ def test_an_epoch_sees_every_dialogue_once_in_a_new_order(build):
 @pytest.mark.parametrize("shards", [2, 3, 64])
 def test_shards_never_share_a_row_of_an_epoch(build, shards):
     module = build()
-    streams = [stream_rows(module.train_corpus, module.budget, 0, shard, shards) for shard in range(shards)]
-    whole = [row.id for row in islice(stream_rows(module.train_corpus, module.budget, 0), 6 * shards)]
-    dealt = [next(stream).id for _ in range(6) for stream in streams]
-    assert dealt == whole
+    streams = [rows(module, 6, shard, shards) for shard in range(shards)]
+    assert [stream[i] for i in range(6) for stream in streams] == rows(module, 6 * shards)
 
 
 def test_modes_are_drawn_by_weight_and_change_with_the_epoch(build):
@@ -136,14 +140,16 @@ def test_every_mode_gives_its_rows(build):
     assert sum(report["rows"].values()) == report["dialogues"] == 40
     assert report["turns"] == 160
     assert 0.9 < report["fill"] <= 1
-    hours = sum(len(t.audio) for d in read_dialogues(module.train_paths[0]) for t in d.turns if t.role == "user")
+    hours = sum(
+        len(t.audio) for d in read_dialogues(module.sources["train"].paths[0]) for t in d.turns if t.role == "user"
+    )
     assert report["user_hours"] == pytest.approx(hours / 16000 / 3600)
     assert report["assistant_hours"] > 0
 
 
 def test_a_schedule_changes_the_mix_as_the_data_go_by(build):
     module = build(modes={"S2M": 1.0, "S2T": 1.0}, mode_schedule=LinearModes({"STC": 1.0, "SUC": 3.0}, epochs=10.0))
-    drawn = [row.id.split("/")[1] for row in islice(stream_rows(module.train_corpus, module.budget, 0), 40 * 14)]
+    drawn = [name.split("/")[1] for name in rows(module, 40 * 14)]
     early, middle, late = drawn[:40], drawn[40 * 3 : 40 * 7], drawn[40 * 10 :]
     assert early.count("S2M") + early.count("S2T") >= 35
     assert middle.count("STC") + middle.count("SUC") == pytest.approx(0.5 * len(middle), rel=0.2)
@@ -160,14 +166,14 @@ def test_a_schedule_changes_the_mix_as_the_data_go_by(build):
 @pytest.mark.parametrize("shards", [2, 3])
 def test_a_schedule_is_the_same_for_any_number_of_shards(build, shards):
     module = build(modes={"S2M": 1.0}, mode_schedule=LinearModes({"STC": 1.0}, epochs=3.0))
-    whole = [row.id for row in islice(stream_rows(module.train_corpus, module.budget, 0), 120)]
-    streams = [stream_rows(module.train_corpus, module.budget, 0, shard, shards) for shard in range(shards)]
-    assert [next(stream).id for _ in range(120 // shards) for stream in streams] == whole
+    whole = rows(module, 120)
+    streams = [rows(module, 120 // shards, shard, shards) for shard in range(shards)]
+    assert [stream[i] for i in range(120 // shards) for stream in streams] == whole
     assert len({name.split("/")[1] for name in whole[40:80]}) == 2
 
 
 def test_rows_that_a_schedule_makes_too_long_later_are_told_at_once(build):
-    short = {"modes": {"S2M": 1.0}, "capacity": 120, "val": None}
+    short = {"modes": {"S2M": 1.0}, "capacity": 90, "val": None}
     build(**short)
     with pytest.raises(ValueError, match=r"40 of 40 dialogues .* 40 do not fit a line .* Raise capacity"):
         build(**short, mode_schedule=LinearModes({"STC": 1.0}, epochs=1.0))
@@ -175,27 +181,22 @@ def test_rows_that_a_schedule_makes_too_long_later_are_told_at_once(build):
         build(mode_schedule=LinearModes({"STS": 1.0}, epochs=1.0))
 
 
-def stream_of(module, shard, num_shards):
-    """Ids of the first line of a shard."""
-    stream = LineStream(module.train_corpus, module.budget, 0, 1, 4, shard, num_shards)
-    return next(iter(stream))[0].ids
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_any_number_of_workers_gives_the_same_lines(build, num_workers):
+    alone, workers = (islice(build(num_workers=n).train_dataloader(), 9) for n in (0, num_workers))
+    for one, other in zip(alone, workers, strict=True):
+        assert one.ids == other.ids
+        assert torch.equal(one.speech_labels, other.speech_labels)
+        assert torch.equal(one.audio.audio, other.audio.audio)
 
 
-def test_workers_give_whole_windows_of_their_own_shard(build):
-    module = build()
-    stream = LineStream(module.train_corpus, module.budget, 0, window=2, look_ahead=4)
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
-    windows = list(islice(loader, 4))
+def test_a_window_shares_its_totals(build):
+    windows = list(islice(build()._stream(2), 4))
     assert all(len(w) == 2 and w[0].text_token_total == w[1].text_token_total for w in windows)
-    for worker in range(2):  # a worker is one of twice as many shards
-        alone = LineStream(module.train_corpus, module.budget, 0, 2, 4, shard=worker, num_shards=2)
-        assert [ids(w) for w in windows[worker::2]] == [ids(w) for w in islice(alone, 2)]
     assert windows[0][0].text_token_total == sum(int((x.text_labels != IGNORE).sum()) for x in windows[0])
-    skipped = LineStream(module.train_corpus, module.budget, 0, window=2, look_ahead=4, skip=3)
-    resumed = next(iter(torch.utils.data.DataLoader(skipped, batch_size=None, num_workers=2)))
+    resumed = next(iter(build()._stream(2, start=StreamPlace(windows=3))))
     assert ids(resumed) == ids(windows[3])
-    lines = islice(build(num_workers=2).train_dataloader(), 2)
-    assert [line.ids for line in lines] == [stream_of(module, w, 2) for w in range(2)]
 
 
 def test_codes_are_made_once_per_tokenizer_and_equal_audio_once(world):
@@ -279,7 +280,7 @@ def test_what_is_missing_is_named(build, world):
     with pytest.raises(ValueError, match=r"\(codebooks, codes\) = \(2, 50\), the model \(1, 50\)"):
         build(geometry=SpeechGeometry(16000, 3200, 5, 1, 50, 400))
     with pytest.raises(ValueError, match=r"40 of 40 dialogues .* 40 do not fit a line .* Raise capacity"):
-        build(capacity=64)
+        build(capacity=24)
     with pytest.raises(ValueError, match="12 have no speech for the modes ASR"):
         build(train=str(world / "text"), modes={"ASR": 1.0})
     with pytest.raises(ValueError, match="lead_in must not be negative"):
@@ -309,7 +310,7 @@ def test_a_few_long_dialogues_are_left_out_and_counted(build, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         module = build(train=str(folder))
     assert "1 of 31 dialogues" in caplog.text
-    drawn = [row.id for row in islice(stream_rows(module.train_corpus, module.budget, 0), 60)]
+    drawn = rows(module, 60)
     assert len(set(drawn)) == 30
     assert "long/T2T" not in drawn
 
@@ -320,7 +321,7 @@ def test_validation_is_one_pass_in_fixed_order_equal_on_all_ranks(build):
     assert sorted(n for line in lines for n in line.ids) == sorted(f"dummy-{i}/S2M" for i in range(9))
     assert ids(module.val_dataloader()) == ids(lines)
     assert len(lines) == len(module.val_dataloader()) > 3
-    split = [FixedLines(module.val_corpus, module.budget, 0, 4, None, rank, 2) for rank in range(2)]
+    split = [FixedLines(module.val_planner, 0, 4, None, rank, 2) for rank in range(2)]
     assert len(split[0]) == len(split[1]) == -(-len(lines) // 2)
     assert {n for half in split for line in half for n in line.ids} == {n for line in lines for n in line.ids}
     assert len(build(val_lines=2, capacity=128).val_dataloader()) == 2
@@ -408,16 +409,16 @@ def test_without_validation_data_lightning_runs_none(build):
     assert recorder.validated == []
 
 
-def test_a_changed_stream_is_told_when_a_run_is_resumed(build, caplog):
+def test_a_changed_stream_is_refused_when_a_run_is_resumed(build, caplog):
     state = build().state_dict()
-    with caplog.at_level(logging.WARNING):
-        build().load_state_dict(state)
-        assert caplog.text == ""
+    build(num_workers=2).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"cannot go on exactly \(seed: 0 -> 3\)\. Put that back, .* 'continue'"):
         build(seed=3).load_state_dict(state)
-    assert "differs from that of the checkpoint in seed (0 -> 3)" in caplog.text
-    with caplog.at_level(logging.WARNING):
+    with pytest.raises(CheckpointError, match=r"modes: \{'S2M': 1.0\} -> \{'S2M': 1.0\} by LinearModes\(end="):
         build(mode_schedule=LinearModes({"STC": 1.0}, epochs=2.0)).load_state_dict(state)
-    assert "in modes ({'S2M': 1.0} -> {'S2M': 1.0} by LinearModes(end={'STC': 1.0}, epochs=2.0" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        build(seed=3, resume_changed="continue").load_state_dict(state)
+    assert "not those of the checkpoint (seed: 0 -> 3): the run goes on at the same number of steps" in caplog.text
 
 
 def trainer(**arguments):

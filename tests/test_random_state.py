@@ -1,5 +1,7 @@
 """A run that goes on draws what it would have drawn."""
 
+from types import SimpleNamespace
+
 import lightning
 import numpy as np
 import pytest
@@ -57,5 +59,5 @@ def test_another_number_of_processes_sets_nothing(tmp_path):
     callback.load_state_dict({"ranks": callback.state_dict()["ranks"] * 2})
     torch.manual_seed(9)
     before = torch.get_rng_state()
-    callback.on_train_batch_start(None, None, None, 0)
+    callback.on_train_batch_start(SimpleNamespace(accumulate_grad_batches=1), None, None, 0)
     assert torch.equal(torch.get_rng_state(), before)

@@ -172,6 +172,8 @@ class SpeechTextBatch:
     speech_token_total: int  # labelled speech tokens of the whole optimizer step on this rank
     ids: tuple[str, ...] = ()  # (R,) "<cut id>/<mode>" of the rows
     parents: Tensor | None = None  # (R,) int64 on CPU: the row whose positions come before this one's too; -1 for none
+    sources: tuple[str, ...] = ()  # where each dialogue or pair of the line comes from, by the names of the mix
+    left_out: tuple[tuple[str, str], ...] = ()  # source and reason of what should be here and cannot be read
 
     def to(self, device: torch.device | str) -> SpeechTextBatch:
         """See ``to_device``; the name by which Lightning moves batches."""

@@ -1,5 +1,6 @@
 """Lightning callbacks, one a file."""
 
+from fac_lightning.callbacks.data_counts import DataCounts
 from fac_lightning.callbacks.forgetting_guard import ForgettingGuard
 from fac_lightning.callbacks.module_freezing import ModuleFreezing
 from fac_lightning.callbacks.random_state import RandomState
@@ -9,6 +10,7 @@ from fac_lightning.callbacks.step_progress import StepProgress
 from fac_lightning.callbacks.weight_merging import WeightMerging
 
 __all__ = [
+    "DataCounts",
     "ForgettingGuard",
     "LoadedWeights",
     "ModuleFreezing",

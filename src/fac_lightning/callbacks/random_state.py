@@ -18,21 +18,19 @@ class RandomState(Callback):
 
     Python's, NumPy's and PyTorch's generators, with that of the process's own GPU. They are set when the first batch
     of the run that goes on begins, so that what setting up draws does not count. With another number of processes
-    nothing is set, because there is no state for each.
+    nothing is set, because there is no state for each. A checkpoint that is written in the midst of an optimizer step
+    keeps the state of its beginning, because data modules of packed lines begin that step anew.
     """
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Any]] = []  # of every rank, from a checkpoint
+        self._begun: dict[str, Any] | None = None  # at the beginning of the running optimizer step
 
     def state_dict(self) -> dict[str, Any]:
         """States of all ranks; to be called by all."""
-        name, keys, *rest = np.random.get_state()  # the array as a list: checkpoints are read without trust
-        mine: dict[str, Any] = {
-            "python": random.getstate(),
-            "numpy": [name, np.asarray(keys).tolist(), *rest],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        }
+        mine = dict(self._begun or _state())
+        name, keys, *rest = mine["numpy"]  # the array as a list: checkpoints are read without trust
+        mine["numpy"] = [name, np.asarray(keys).tolist(), *rest]
         if not _distributed():
             return {"ranks": [mine]}
         every: list[Any] = [None] * torch.distributed.get_world_size()
@@ -46,7 +44,19 @@ class RandomState(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the generators before the first batch."""
+        """Set the generators before the first batch; remember the state in which an optimizer step begins."""
+        self._set()
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._begun = _state()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Forget it when the step is done."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._begun = None
+
+    def _set(self) -> None:
         kept, self._kept = self._kept, []
         rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _distributed() else (0, 1)
         if len(kept) != ranks:
@@ -57,6 +67,15 @@ class RandomState(Callback):
         torch.set_rng_state(mine["torch"])
         if mine["cuda"] is not None and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(mine["cuda"])
+
+
+def _state() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
 
 
 def _distributed() -> bool:

@@ -31,6 +31,7 @@ COMMANDS = {
     "pairs": "make preference pairs of a run's own answers, or as a recipe says",
     "synth": "make dialogues: run a recipe that has a job",
     "tokenize": "make the speech codes of dialogues beforehand",
+    "bench": "time training, hearing, losses, merging and more, beside plainer ways",
     "data": "import, check, shard and describe dialogues",
 }
 

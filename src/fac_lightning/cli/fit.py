@@ -58,7 +58,7 @@ def fit(
     text = recipe_text(_without_continuation(recipe, folder), command)
     import lightning
 
-    from fac_lightning.callbacks import RandomState, SaveRecipe, SaveWeights, refuse_other_recipe
+    from fac_lightning.callbacks import DataCounts, RandomState, SaveRecipe, SaveWeights, refuse_other_recipe
 
     try:
         refuse_other_recipe(text, folder / "recipe.yaml")
@@ -68,7 +68,7 @@ def fit(
         if recipe.tree.get("seed") is not None:
             lightning.seed_everything(recipe.tree["seed"], workers=True, verbose=False)
         earlier = _logged(folder) if start else []
-        built = build(recipe, [SaveRecipe(text), SaveWeights(), RandomState()])
+        built = build(recipe, [SaveRecipe(text), SaveWeights(), RandomState(), DataCounts()])
         _start_from(recipe, built.task.model if hasattr(built.task, "model") else built.model)
         _keep_text_tokenizer(recipe, folder)
         if earlier:

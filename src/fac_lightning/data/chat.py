@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from hashlib import blake2b
+from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packed_module import PackedDataModule
-from fac_lightning.data.packing import pack_lines
-from fac_lightning.data.stream import FixedLines, LineStream, stream_rows
+from fac_lightning.data.row_plans import RowPlanner
+from fac_lightning.data.row_source import RowSource
+from fac_lightning.data.shards import open_source
+from fac_lightning.data.stream import FixedLines, LineStream, StreamPlace, fill
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry, SpeechTextBatch
@@ -31,12 +31,14 @@ MAX_COUNTED = 20_000  # dialogues laid out beforehand to count those left out
 class SpeechChatDataModule(PackedDataModule):
     """Spoken and written dialogues, packed without padding.
 
-    Training is one endless stream (set ``max_steps``), seeded, shuffled anew every epoch, and split over ranks and
-    workers. Each dialogue is laid out in a mode drawn by weight; weights may change by a schedule. A resumed run goes
-    on behind the last line it saw. Validation is one pass in fixed order.
+    Training is one endless stream (set ``max_steps``), seeded, every source shuffled anew at each pass, and dealt out
+    over ranks; any number of workers gives the same lines. Each dialogue is laid out in a mode drawn by weight; weights
+    may change by a schedule. Dialogues too long for a line are split between turns. A resumed run goes on behind the
+    last step it made. Validation is one pass in fixed order.
 
     Args:
-        train: Dialogues folder or manifest, or several.
+        train: Dialogues folder or manifest, or several, or shards (folder, pattern, URL), or a mix: a name for each
+            ``DataSource`` (or path).
         text_tokenizer: Hub id or folder of the text tokenizer.
         val: Dialogues for validation.
         tokenizer: Speech tokenizer; needed by the modes that say speech.
@@ -49,21 +51,26 @@ class SpeechChatDataModule(PackedDataModule):
         lead_in: Groups of ``bos`` codes before a reply: short for ``reply=FrameEnd(lead_in)``.
         system_prompts: Prompt per mode, where it is to differ. A dialogue's own prompt comes first.
         seed: Order and modes.
-        num_workers: Processes that lay out and pack; 0 does it in the training process.
+        num_workers: Processes that lay out and read; 0 does it in the training process. The lines are the same.
         val_lines: Use only the first lines of validation.
         look_ahead: Lines kept open while packing.
         cache_audio: Keep the users' waveforms in memory once read.
         reply: How spoken replies lie in backbone positions; give this or ``lead_in``.
         mode_schedule: How the weights of ``modes`` change while training goes on (``LinearModes``); constant when None.
             Validation takes the weights that it ends with.
+        temperature: Sources of a mix are drawn by ``weight ** (1 / temperature)``: as weighed at 1, evener above.
+        context_turns: Turns shown again, and not learned again, before each part of a dialogue that was split.
+        virtual_epoch: Optimizer steps behind which the lines that are still open are given out: a run that goes on
+            plans at most so many again. None plans from the beginning.
+        resume_changed: ``refuse`` to go on with other data than those of the checkpoint, or ``continue`` and warn.
+        max_bad_share: Share of rows whose audio may be unreadable (they are left out and counted) before the run stops.
     """
 
     batch_type = SpeechTextBatch
-    unit = "dialogues"
 
     def __init__(
         self,
-        train: str | list[str],
+        train: str | list[str] | dict[str, str | DataSource],
         text_tokenizer: str,
         val: str | None = None,
         tokenizer: SpeechTokenizer | None = None,
@@ -81,7 +88,13 @@ class SpeechChatDataModule(PackedDataModule):
         cache_audio: bool = True,
         reply: ReplyRule | None = None,
         mode_schedule: ModeSchedule | None = None,
+        temperature: float = 1.0,
+        context_turns: int = 0,
+        virtual_epoch: int | None = None,
+        resume_changed: Literal["refuse", "continue"] = "refuse",
+        max_bad_share: float = 0.01,
     ) -> None:
+        self.sources = _named(train)
         super().__init__(
             text_tokenizer,
             capacity,
@@ -91,41 +104,79 @@ class SpeechChatDataModule(PackedDataModule):
             seed,
             num_workers,
             validates=val is not None,
+            virtual_epoch=virtual_epoch,
+            resume_changed=resume_changed,
+            max_bad_share=max_bad_share,
+            tags={name: source.tags for name, source in self.sources.items()},
         )
-        self.train_paths = [train] if isinstance(train, str) else list(train)
+        mixing_shares([1], temperature)  # refused now, not when all is read
+        self.temperature, self.context_turns = temperature, context_turns
         self.val_path, self.tokenizer, self.geometry = val, tokenizer, geometry
         self.modes = dict(modes) if modes else {"S2M": 1.0}
         self.mode_schedule = mode_schedule
         self.reply, self.system_prompts = reply_rule(lead_in, reply), system_prompts
         self.val_lines, self.cache_audio = val_lines, cache_audio
-        self.train_corpus: Corpus | None = None
-        self.val_corpus: Corpus | None = None
+        self.train_planners: dict[str, RowPlanner] = {}
+        self.val_planner: RowPlanner | None = None
+
+    @property
+    def train_corpus(self) -> RowSource:
+        """What is trained on, where it is one source."""
+        (source,) = self.train_corpora.values()
+        return source
+
+    @property
+    def train_corpora(self) -> dict[str, RowSource]:
+        """What is trained on, by the names of the mix."""
+        return {name: planner.source for name, planner in self.train_planners.items()}
 
     def setup(self, stage: str) -> None:
         """Read the manifests; count, log and, above a share, refuse dialogues that fit no line."""
-        if self.train_corpus is None:
+        if not self.train_planners:
             places = (0.0,) if self.mode_schedule is None else (0.0, math.inf)
-            self.train_corpus = self._corpus(self.train_paths, places)
-        if self.val_corpus is None and self.val_path is not None:
-            self.val_corpus = self._corpus([self.val_path], (math.inf,))
+            self.train_planners = {
+                name: self._planner(source.paths, places, source) for name, source in self.sources.items()
+            }
+        if self.val_planner is None and self.val_path is not None:
+            self.val_planner = self._planner([self.val_path], (math.inf,))
 
     def val_dataloader(self) -> Any:
         """Loader of one pass over the validation lines."""
-        assert self.val_corpus is not None
-        shard, shards = self._shard()
-        return FixedLines(self.val_corpus, self.budget, self.seed, self.look_ahead, self.val_lines, shard, shards)
+        assert self.val_planner is not None
+        return FixedLines(self.val_planner, self.seed, self.look_ahead, self.val_lines, *self._shard())
 
-    def _stream(self, window: int, shard: int, num_shards: int, skip: int) -> LineStream:
-        assert self.train_corpus is not None
-        return LineStream(self.train_corpus, self.budget, self.seed, window, self.look_ahead, shard, num_shards, skip)
+    def shares(self) -> dict[str, float]:
+        """Probability of each source."""
+        sizes = [len(planner.source) for planner in self.train_planners.values()]
+        shares = mixing_shares(sizes, self.temperature, [source.weight for source in self.sources.values()])
+        return dict(zip(self.sources, shares.tolist(), strict=True))
+
+    def _stream(
+        self, window: int = 1, shard: int = 0, num_shards: int = 1, start: StreamPlace | None = None
+    ) -> LineStream:
+        return LineStream(
+            list(self.train_planners.values()),
+            list(self.shares().values()),
+            self.seed,
+            window,
+            shard,
+            num_shards,
+            start,
+            self.look_ahead,
+            self.virtual_epoch,
+            list(self.sources),
+        )
 
     def _stream_settings(self) -> dict[str, Any]:
-        items = self.train_corpus.items if self.train_corpus is not None else []
-        names = blake2b("\n".join(item.id for item in items).encode(), digest_size=8).hexdigest()
         schedule = self.mode_schedule
+        content = {f"content of {name}": source.fingerprint() for name, source in self.train_corpora.items()}
         return {
-            "dialogues": names,
-            "modes": self.modes if schedule is None else f"{self.modes} by {schedule}",
+            **content,
+            "sources": {name: source.settings() for name, source in self.sources.items()},
+            "temperature": self.temperature,
+            "modes": str(self.modes) if schedule is None else f"{self.modes} by {schedule}",
+            "system_prompts": self.system_prompts,
+            "context_turns": self.context_turns,
             "reply": str(self.reply),
             **self._shared_settings(),
         }
@@ -137,64 +188,104 @@ class SpeechChatDataModule(PackedDataModule):
         """
         self.setup("describe")
         report: dict[str, dict[str, Any]] = {}
-        for name, corpus in (("train", self.train_corpus), ("val", self.val_corpus)):
-            if corpus is None:
-                continue
-            modes = self._count_modes(corpus, 0.0 if name == "train" else math.inf)
-            if name == "train":
-                lines = list(islice(pack_lines(stream_rows(corpus, self.budget, self.seed), self.budget, 64), 32))
-            else:
-                lines = FixedLines(corpus, self.budget, self.seed, self.look_ahead, self.val_lines).lines
-            fill = float(np.mean([sum(len(row) for row in line) for line in lines])) / self.budget.positions
-            report[name] = {**corpus.describe(), "rows": modes, "fill": fill}
-            if name == "train" and self.mode_schedule is not None:
-                report[name]["rows_at_end"] = self._count_modes(corpus, math.inf)
+        if len(self.sources) == 1:
+            for planner in self.train_planners.values():
+                report["train"] = self._describe(planner, 0.0)
+        else:
+            report = {f"train/{name}": self._describe(planner, 0.0) for name, planner in self.train_planners.items()}
+            for name, share in self.shares().items():
+                report[f"train/{name}"]["share"] = share
+        lines = [line for window in islice(self._stream().windows(), 32) for line in window.lines]
+        for name in report:
+            report[name]["fill"] = fill(lines, self.budget)
+        if self.val_planner is not None:
+            fixed = FixedLines(self.val_planner, self.seed, self.look_ahead, self.val_lines)
+            report["val"] = {**self._describe(self.val_planner, math.inf), "fill": fill(fixed.lines, self.budget)}
         return report
 
-    def _count_modes(self, corpus: Corpus, place: float) -> dict[str, int]:
-        """Rows of each mode in one epoch with the weights of a place in the schedule."""
-        modes = Counter(corpus.draw_mode(item, self.seed, 0, place) or "none" for item in corpus.items)
+    def _describe(self, planner: RowPlanner, place: float) -> dict[str, Any]:
+        source = planner.source
+        report: dict[str, Any] = {**source.describe(), "rows": self._count_modes(source, place)}
+        if place == 0.0 and self.mode_schedule is not None:
+            report["rows_at_end"] = self._count_modes(source, math.inf)
+        return report
+
+    def _count_modes(self, source: RowSource, place: float) -> dict[str, int]:
+        """Dialogues of each mode in one epoch with the weights of a place in the schedule."""
+        modes = Counter(source.draw_mode(source.sketch(i), self.seed, 0, place) or "none" for i in range(len(source)))
         return dict(sorted(modes.items()))
 
-    def _corpus(self, paths: list[str], places: tuple[float, ...]) -> Corpus:
-        """The dialogues of ``paths``, checked with the weights that modes have at ``places`` of the schedule."""
-        corpus = Corpus(
+    def _planner(self, paths: list[str], places: tuple[float, ...], own: DataSource | None = None) -> RowPlanner:
+        """Plans of the dialogues of ``paths``, checked with the weights that modes have at ``places``."""
+        planner = RowPlanner(self._source(paths, own), self.budget, self.context_turns)
+        for place in places:
+            self._check(planner, paths, place)
+        return planner
+
+    def _source(self, paths: list[str], own: DataSource | None) -> RowSource:
+        """The dialogues of ``paths``."""
+        prompts = {**(self.system_prompts or {}), **((own and own.system_prompts) or {})}
+        return open_source(
             paths,
             self.chat,
             self.geometry,
             self.tokenizer,
-            self.modes,
-            self.system_prompts,
+            (own and own.modes) or self.modes,
+            prompts,
             self.reply,
             self.cache_audio,
             mode_schedule=self.mode_schedule,
         )
-        for place in places:
-            self._check(corpus, paths, place)
-        return corpus
 
-    def _check(self, corpus: Corpus, paths: list[str], place: float) -> None:
-        """Count and log what is left out and cut; refuse more than ``MAX_LEFT_OUT``."""
-        rows = [corpus.row(i, self.seed, 0, place) for i in range(min(len(corpus), MAX_COUNTED))]
-        unserved = sum(row is None for row in rows)
-        long = sum(row is not None and not self.budget.fits(row) for row in rows)
-        if unserved or long:
+    def _check(self, planner: RowPlanner, paths: list[str], place: float) -> None:
+        """Count and log what is left out, split and cut; refuse more than ``MAX_LEFT_OUT``."""
+        source, counts, lost = planner.source, Counter[str](), []
+        size = min(len(source), MAX_COUNTED)
+        for index in range(size):
+            mode = source.draw_mode(item := source.sketch(index), self.seed, 0, place)
+            if mode is None:
+                counts["unserved"] += 1
+                continue
+            parts, turns = planner.split(index, mode)
+            counts.update(long=not parts, split=len(parts) > 1, turns=turns if parts else 0)
+            if (cut := source.lay_out(item, mode).lost_text) and parts:
+                lost.append(cut)
+        where = ", ".join(paths)
+        if left_out := counts["unserved"] + counts["long"]:
             message = (
-                f"{unserved + long} of {len(rows)} dialogues in {', '.join(paths)} are left out: {long} do not fit a "
-                f"line of {self.budget}, {unserved} have no speech for the modes {', '.join(corpus.modes)}, "
+                f"{left_out} of {size} dialogues in {where} are left out: {counts['long']} do not fit a "
+                f"line of {self.budget}, {counts['unserved']} have no speech for the modes {', '.join(source.modes)}, "
                 "or no text of it where these need that"
             )
-            if unserved + long > MAX_LEFT_OUT * len(rows):
+            if left_out > MAX_LEFT_OUT * size:
                 raise ValueError(f"{message}. Raise capacity, max_audio_seconds or max_speech_tokens, or add modes")
             log.warning(message)
-        lost = [row.lost_text for row in rows if row is not None and row.lost_text]
+        if counts["split"] or counts["turns"]:
+            log.log(
+                logging.WARNING if counts["turns"] else logging.INFO,
+                "%d of %d dialogues in %s are too long for a line and are split between turns; %d turns fit no line "
+                "and are left out",
+                counts["split"],
+                size,
+                where,
+                counts["turns"],
+            )
         if lost:
             log.warning(
                 "%d of %d dialogues in %s have more text than speech has positions for, and %s cuts it: %d text tokens "
                 "are not learned. A longer lead-in, or the rule FrameEnd, keeps them.",
                 len(lost),
-                len(rows),
-                ", ".join(paths),
+                size,
+                where,
                 self.reply,
                 sum(lost),
             )
+
+
+def _named(train: str | list[str] | dict[str, str | DataSource]) -> dict[str, DataSource]:
+    """The sources by name; paths alone are one source."""
+    if not isinstance(train, Mapping):
+        return {"train": DataSource(train)}
+    if not train:
+        raise ValueError("train names no source; give a path, several, or a name and a DataSource for each")
+    return {name: source if isinstance(source, DataSource) else DataSource(source) for name, source in train.items()}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Timer
 
 from fac_lightning.data.packing import Budget
-from fac_lightning.data.stream import PackedStream, ResumingLoader
+from fac_lightning.data.resuming import ResumingLoader
+from fac_lightning.data.stream import PackedStream, StreamPlace
+from fac_lightning.data.stream_progress import StreamProgress, refuse_changes
+from fac_lightning.data.stream_tally import StreamTally
 from fac_lightning.data.text import CachedChatFormat
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.text_tokenizer import load_text_tokenizer
@@ -34,13 +38,17 @@ class PackedDataModule(lightning.LightningDataModule):
         max_speech_tokens: Frames of codes to say that a line may hold; no limit when None.
         look_ahead: Lines kept open while packing.
         seed: Of the stream.
-        num_workers: Processes that lay out and pack; 0 does it in the training process.
+        num_workers: Processes that lay out and read; 0 does it in the training process. The lines are the same.
         validates: Whether there is something to validate on.
+        virtual_epoch: Optimizer steps behind which the lines that are still open are given out: a run that goes on
+            plans at most so many again. None plans from the beginning.
+        resume_changed: What to do when a run is to go on with other data than those of its checkpoint.
+        max_bad_share: Share of rows that may be unreadable before the run stops.
+        tags: The sources, each with further names under which its rows are counted; an empty one counts all alone.
     """
 
     prepare_data_per_node = False
     batch_type: ClassVar[type]  # of the lines
-    unit: ClassVar[str]  # what the stream is made of, in messages
 
     def __init__(
         self,
@@ -52,12 +60,22 @@ class PackedDataModule(lightning.LightningDataModule):
         seed: int,
         num_workers: int,
         validates: bool,
+        virtual_epoch: int | None = None,
+        resume_changed: Literal["refuse", "continue"] = "refuse",
+        max_bad_share: float = 0.01,
+        tags: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
+        if virtual_epoch is not None and virtual_epoch < 1:
+            raise ValueError(f"virtual_epoch must be at least 1, got {virtual_epoch}; it counts optimizer steps")
+        if resume_changed not in ("refuse", "continue"):
+            raise ValueError(f"resume_changed must be 'refuse' or 'continue', got {resume_changed!r}")
         if look_ahead < 1:
             raise ValueError(f"look_ahead must be at least 1, got {look_ahead}; it counts lines kept open in packing")
         self.text_tokenizer, self.look_ahead = text_tokenizer, look_ahead
         self.seed, self.num_workers = seed, num_workers
+        self.virtual_epoch, self.resume_changed = virtual_epoch, resume_changed
+        self.progress, self.tally = StreamProgress(), StreamTally(max_bad_share, tags)
         self.budget = Budget(
             capacity,
             float("inf") if max_audio_seconds is None else max_audio_seconds,
@@ -95,23 +113,24 @@ class PackedDataModule(lightning.LightningDataModule):
                     "Validation never runs: an endless stream has no end of epoch to validate at. Set "
                     "trainer.val_check_interval to a number of batches and trainer.check_val_every_n_epoch to null."
                 )
-        return ResumingLoader(self, self._stream, self.num_workers)
+        return ResumingLoader(self, self._stream, self.progress, self.tally, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the training stream depends on; the place in it is Lightning's own count of batches."""
-        return {"stream": self._stream_settings()}
+        """The place in the training stream and what the stream depends on; to be called by all processes."""
+        trainer = self.trainer
+        window = trainer.accumulate_grad_batches if trainer is not None else 1
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed if trainer is not None else 0  # type: ignore[attr-defined]
+        return {"stream": self.progress.state(batches, window, self._stream_settings())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Say so when the stream is not the one that the checkpoint saw: what it gives then repeats or is skipped."""
-        now, then = self._stream_settings(), state_dict["stream"]
-        changed = sorted(key for key in now if now[key] != then.get(key))
-        if changed:
-            log.warning(
-                "The training stream differs from that of the checkpoint in %s: it goes on at the same number of "
-                "lines, but not with the same %s.",
-                ", ".join(f"{key} ({then.get(key)} -> {now[key]})" for key in changed),
-                self.unit,
-            )
+        """Go on in the training stream where the checkpoint was.
+
+        Raises:
+            CheckpointError: The stream is another one and ``resume_changed`` is to refuse.
+        """
+        state, trainer = state_dict["stream"], self.trainer
+        refuse_changes(state, self._stream_settings(), self.resume_changed)
+        self.progress.restore(state, *self._shard(), trainer.accumulate_grad_batches if trainer is not None else 1)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Packed lines by ``types.to_device``; anything else as Lightning does."""
@@ -120,8 +139,8 @@ class PackedDataModule(lightning.LightningDataModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @abstractmethod
-    def _stream(self, window: int, shard: int, num_shards: int, skip: int) -> PackedStream:
-        """The training stream of a shard, ``skip`` windows of ``window`` lines left out."""
+    def _stream(self, window: int, shard: int, num_shards: int, start: StreamPlace) -> PackedStream:
+        """The training stream of a shard from ``start`` on, ``window`` lines at a time."""
 
     @abstractmethod
     def _stream_settings(self) -> dict[str, Any]:
@@ -129,14 +148,11 @@ class PackedDataModule(lightning.LightningDataModule):
 
     def _shared_settings(self) -> dict[str, Any]:
         """Those of ``_stream_settings`` that every packed stream has."""
-        trainer = self.trainer
         return {
             "budget": str(self.budget),
             "look_ahead": self.look_ahead,
             "seed": self.seed,
-            "num_workers": max(1, self.num_workers),
-            "world_size": self._shard()[1],
-            "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
+            "virtual_epoch": self.virtual_epoch,
         }
 
     def _shard(self) -> tuple[int, int]:

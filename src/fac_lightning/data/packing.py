@@ -5,37 +5,31 @@ Legend: N positions of a line, R rows in it, A clips, S samples.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fac_lightning.data.layout import Clip, Row
-from fac_lightning.types import SpeechTextBatch, Waveforms
+from fac_lightning.data.layout import Clip, Cost, Row
+from fac_lightning.types import IGNORE, SpeechTextBatch, Waveforms
 
 __all__ = ["Budget", "Packable", "collate_line", "pack_lines", "share_totals"]
 
 
 class Packable(Protocol):
-    """What takes room in a line and stays together: a row, or the rows of a pair of answers."""
+    """What takes room in a line and stays together: a row, the rows of a pair of answers, or the plan of either."""
 
     @property
     def id(self) -> str:
         """Name, for messages."""
 
     @property
-    def audio_seconds(self) -> float:
-        """Users' speech."""
-
-    @property
-    def speech_labels(self) -> np.ndarray:
-        """Groups to say ``(H, k, Q)``."""
-
-    def __len__(self) -> int:
-        """Positions."""
+    def cost(self) -> Cost:
+        """What it takes of a line."""
 
 
 R_ = TypeVar("R_", bound=Packable)
@@ -46,8 +40,8 @@ class Budget:
     """What one line may hold."""
 
     positions: int
-    audio_seconds: float = float("inf")  # of the users' clips, which the speech encoder runs over
-    speech_tokens: float = float("inf")  # code frames to say, which the speech head runs over
+    audio_seconds: float = math.inf  # of the users' clips, which the speech encoder runs over
+    speech_tokens: float = math.inf  # code frames to say, which the speech head runs over
 
     def __post_init__(self) -> None:
         """Refuse empty budgets."""
@@ -55,26 +49,31 @@ class Budget:
             raise ValueError(f"every budget of a line must be positive, got {self}")
 
     @property
-    def limits(self) -> np.ndarray:
-        """The three limits ``(3,)``."""
-        return np.array([self.positions, self.audio_seconds, self.speech_tokens])
+    def limits(self) -> tuple[float, float, float]:
+        """The three limits."""
+        return self.positions, self.audio_seconds, self.speech_tokens
 
     def fits(self, row: Packable) -> bool:
         """Whether a row fits into an empty line."""
-        return bool((_cost(row) <= self.limits).all())
+        return self.takes(row.cost)
+
+    def takes(self, cost: Cost) -> bool:
+        """Whether so much fits into an empty line."""
+        positions, seconds, tokens = cost
+        return positions <= self.positions and seconds <= self.audio_seconds and tokens <= self.speech_tokens
 
 
-def _cost(row: Packable) -> np.ndarray:
-    return np.array([len(row), row.audio_seconds, row.speech_labels.shape[0] * row.speech_labels.shape[1]])
-
-
-def pack_lines(rows: Iterable[R_], budget: Budget, look_ahead: int = 64) -> Iterator[list[R_]]:
+def pack_lines(
+    rows: Iterable[R_], budget: Budget, look_ahead: int = 64, max_lines: int | None = None
+) -> Iterator[list[R_]]:
     """Group rows into lines online, each row where it leaves the least room (best fit).
 
     Args:
         rows: A stream, also an endless one.
         budget: Of a line.
         look_ahead: Lines kept open. When a row fits none of them, the fullest is given out.
+        max_lines: Lines in all. The row for which one more would have to be opened ends the stream; it is the only
+            one that was taken from it and is in no line.
 
     Yields:
         The rows of one line. At the end of the stream the open lines follow, the oldest first.
@@ -83,33 +82,50 @@ def pack_lines(rows: Iterable[R_], budget: Budget, look_ahead: int = 64) -> Iter
         ValueError: A row does not fit an empty line.
     """
     limits = budget.limits
-    bound = np.isfinite(limits)
-    left = np.zeros((0, 3))  # what each open line still takes
-    lines: list[list[R_]] = []
+    bound = [i for i in range(3) if math.isfinite(limits[i])]
+    # Open lines, the fullest first: positions, seconds and tokens that each still takes, behind the positions the
+    # line's number, so that the older of two equal ones comes first.
+    room: list[tuple[float, int, float, float]] = []
+    lines: dict[int, list[R_]] = {}
+    opened = 0
     for row in rows:
-        cost = _cost(row)
-        if (cost > limits).any():
+        positions, seconds, tokens = cost = row.cost
+        if not budget.takes(cost):
             raise ValueError(
-                f"row {row.id!r} needs (positions, audio seconds, speech tokens) {cost.tolist()}, a line takes "
-                f"{limits.tolist()}; raise the budget or leave the row out"
+                f"row {row.id!r} needs (positions, audio seconds, speech tokens) {list(cost)}, a line takes "
+                f"{list(limits)}; raise the budget or leave the row out"
             )
-        fitting = np.flatnonzero((left >= cost).all(axis=1))
-        if len(fitting):
-            line = int(fitting[left[fitting, 0].argmin()])
-            lines[line].append(row)
-            left[line] -= cost
+        place = bisect_left(room, (positions,))
+        while place < len(room) and (seconds > room[place][2] or tokens > room[place][3]):
+            place += 1
+        if place < len(room):
+            left, number, left_seconds, left_tokens = room.pop(place)
+            lines[number].append(row)
         else:
+            if opened == max_lines:
+                break
             if len(lines) == look_ahead:
-                fullest = int((left[:, bound] / limits[bound]).min(axis=1).argmin())
-                yield lines.pop(fullest)
-                left = np.delete(left, fullest, axis=0)
-            line = len(lines)
-            lines.append([row])
-            left = np.concatenate([left, [limits - cost]])
-        if left[line, 0] == 0:
-            yield lines.pop(line)
-            left = np.delete(left, line, axis=0)
-    yield from lines
+                yield lines.pop(room.pop(_fullest(room, limits, bound))[1])
+            left, number, left_seconds, left_tokens = limits[0], opened, limits[1], limits[2]
+            lines[number] = [row]
+            opened += 1
+        if left == positions:
+            yield lines.pop(number)
+        else:
+            insort(room, (left - positions, number, left_seconds - seconds, left_tokens - tokens))
+    yield from lines.values()
+
+
+def _fullest(room: Sequence[tuple[float, int, float, float]], limits: Sequence[float], bound: Sequence[int]) -> int:
+    """Place of the line that is fullest by any budget."""
+    if bound == [0]:
+        return 0
+
+    def free(place: int) -> tuple[float, int]:
+        left = (room[place][0], *room[place][2:])
+        return min(left[i] / limits[i] for i in bound), room[place][1]
+
+    return min(range(len(room)), key=free)
 
 
 def collate_line(rows: Sequence[Row], capacity: int, sample_rate: int = 0) -> SpeechTextBatch:
@@ -119,40 +135,50 @@ def collate_line(rows: Sequence[Row], capacity: int, sample_rate: int = 0) -> Sp
         rows: At least one.
         capacity: Positions that the line could have held.
         sample_rate: Hz of the clips; 0 where there is no speech.
+
+    Raises:
+        BadData: A clip cannot be read, or is not as long as it says.
     """
-    lengths = np.array([len(row) for row in rows])
+    lengths = np.array([len(row.text_ids) for row in rows])
     starts = lengths.cumsum() - lengths
-    text_labels = _joined([row.text_labels for row in rows])
-    speech_labels = _joined([row.speech_labels for row in rows])
+    text_labels = np.concatenate([row.text_labels for row in rows])
+    speech_labels = np.concatenate([row.speech_labels for row in rows])
+    arrays = {
+        "text_ids": np.concatenate([row.text_ids for row in rows]),
+        "text_mask": np.concatenate([row.text_mask for row in rows]),
+        "position_ids": np.arange(len(text_labels)) - np.repeat(starts, lengths),
+        "lengths": lengths,
+        "text_labels": text_labels,
+        "codes": np.concatenate([row.codes for row in rows]),
+        "code_positions": _shifted([row.code_positions for row in rows], starts),
+        "speech_positions": _shifted([row.speech_positions for row in rows], starts),
+        "speech_labels": speech_labels,
+        "reply_lengths": np.concatenate([row.reply_lengths for row in rows]),
+        "feature_positions": _shifted([row.feature_positions for row in rows], starts),
+    }
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return SpeechTextBatch(
-        text_ids=_joined([row.text_ids for row in rows]),
-        text_mask=_joined([row.text_mask for row in rows]),
-        position_ids=_joined([np.arange(n) for n in lengths]),
-        lengths=torch.from_numpy(lengths),
-        text_labels=text_labels,
-        codes=_joined([row.codes for row in rows]),
-        code_positions=_joined([row.code_positions + start for row, start in zip(rows, starts, strict=True)]),
-        speech_positions=_joined([row.speech_positions + start for row, start in zip(rows, starts, strict=True)]),
-        speech_labels=speech_labels,
-        reply_lengths=_joined([row.reply_lengths for row in rows]),
+        **tensors,
         audio=_waveforms([clip for row in rows for clip in row.clips], sample_rate),
-        feature_positions=_joined([row.feature_positions + start for row, start in zip(rows, starts, strict=True)]),
         capacity=capacity,
         seconds=sum(row.seconds for row in rows),
-        text_token_total=sum(row.num_text_labels for row in rows),
-        speech_token_total=sum(row.num_speech_labels for row in rows),
+        text_token_total=int(np.count_nonzero(text_labels != IGNORE)),
+        speech_token_total=int(np.count_nonzero(speech_labels != IGNORE)),
         ids=tuple(row.id for row in rows),
     )
+
+
+def _shifted(positions: Sequence[np.ndarray], starts: np.ndarray) -> np.ndarray:
+    """Positions in rows as positions in the line."""
+    shifts = np.repeat(starts, [len(each) for each in positions])
+    shifted: np.ndarray = np.concatenate(positions) + shifts
+    return shifted
 
 
 def share_totals(lines: Sequence[SpeechTextBatch]) -> list[SpeechTextBatch]:
     """The lines of one optimizer step, each with the labelled tokens of all of them as its totals."""
     text, speech = sum(x.text_token_total for x in lines), sum(x.speech_token_total for x in lines)
     return [replace(x, text_token_total=text, speech_token_total=speech) for x in lines]
-
-
-def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))
 
 
 def _waveforms(clips: Sequence[Clip], sample_rate: int) -> Waveforms:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
+from fac_lightning.data.mixing import mixing_shares
 from fac_lightning.data.packed_module import PackedDataModule
 from fac_lightning.data.packing import pack_lines
 from fac_lightning.data.preference_corpus import PairCorpus
 from fac_lightning.data.preference_rows import PairCollator
-from fac_lightning.data.preference_stream import FixedPairs, PairStream, stream_pairs, task_shares
+from fac_lightning.data.preference_stream import FixedPairs, PairStream, plan_pairs
 from fac_lightning.data.reference_store import ReferenceStore
+from fac_lightning.data.stream import StreamPlace, fill
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import AnswerSums, PreferenceBatch, SpeechGeometry
@@ -32,7 +31,8 @@ class PreferenceDataModule(PackedDataModule):
     """Pairs of a chosen and a rejected answer, packed without padding.
 
     Training is one endless stream (set ``max_steps``), seeded: a task is drawn, then its next pair, shuffled anew
-    every time round. It is split over ranks and workers, and a resumed run goes on behind the last line it saw.
+    every time round. It is dealt out over ranks; any number of workers gives the same lines. A resumed run goes on
+    behind the last step it made.
     Validation is one pass in fixed order.
 
     Args:
@@ -56,14 +56,18 @@ class PreferenceDataModule(PackedDataModule):
             other: the same log-probabilities for less work. Not for heads that read whole rows (``FunAudioHead``).
         system_prompts: Prompt per mode, where it is to differ. A dialogue's own prompt comes first.
         seed: Order and tasks.
-        num_workers: Processes that lay out and pack; 0 does it in the training process.
+        num_workers: Processes that lay out and read; 0 does it in the training process. The lines are the same.
         val_lines: Use only the first lines of validation.
         look_ahead: Lines kept open while packing.
         cache_audio: Keep the users' waveforms in memory once read.
+        virtual_epoch: Optimizer steps behind which the lines that are still open are given out: a run that goes on
+            plans at most so many again. None plans from the beginning.
+        resume_changed: ``refuse`` to go on with other data than those of the checkpoint, or ``continue`` and warn.
+        max_bad_share: Share of pairs whose audio may be unreadable (they are left out and counted) before the run
+            stops.
     """
 
     batch_type = PreferenceBatch
-    unit = "pairs"
 
     def __init__(
         self,
@@ -88,6 +92,9 @@ class PreferenceDataModule(PackedDataModule):
         val_lines: int | None = None,
         look_ahead: int = 16,
         cache_audio: bool = True,
+        virtual_epoch: int | None = None,
+        resume_changed: Literal["refuse", "continue"] = "refuse",
+        max_bad_share: float = 0.01,
     ) -> None:
         super().__init__(
             text_tokenizer,
@@ -98,6 +105,9 @@ class PreferenceDataModule(PackedDataModule):
             seed,
             num_workers,
             validates=val is not None,
+            virtual_epoch=virtual_epoch,
+            resume_changed=resume_changed,
+            max_bad_share=max_bad_share,
         )
         self.train_paths = [train] if isinstance(train, str) else list(train)
         self.val_path, self.tokenizer, self.geometry = val, tokenizer, geometry
@@ -118,6 +128,7 @@ class PreferenceDataModule(PackedDataModule):
             self._stored = ReferenceStore(self.reference)
         if self.train_corpus is None:
             self.train_corpus = self._corpus(self.train_paths)
+            self.tally.tags = dict.fromkeys(self.train_corpus.task_names, ())
         if self.val_corpus is None and self.val_path is not None:
             self.val_corpus = self._corpus([self.val_path])
 
@@ -145,17 +156,19 @@ class PreferenceDataModule(PackedDataModule):
             if corpus is None:
                 continue
             counts = corpus.describe()
-            shares = task_shares(list(counts.values()), self.temperature if name == "train" else 1.0)
-            stream = stream_pairs(corpus, self.budget, self.seed, self.temperature)
-            lines = list(islice(pack_lines(stream, self.budget, self.look_ahead), 16))
+            shares = mixing_shares(list(counts.values()), self.temperature if name == "train" else 1.0)
+            plans = plan_pairs(corpus, self.budget, self.seed, self.temperature)
+            lines = islice(pack_lines(plans, self.budget, self.look_ahead), 16)
             report[name] = {
                 "pairs": counts,
                 "shares": dict(zip(counts, shares.round(4).tolist(), strict=True)),
-                "fill": float(np.mean([sum(map(len, line)) for line in lines])) / self.budget.positions,
+                "fill": fill(lines, self.budget),
             }
         return report
 
-    def _stream(self, window: int, shard: int, num_shards: int, skip: int) -> PairStream:
+    def _stream(
+        self, window: int = 1, shard: int = 0, num_shards: int = 1, start: StreamPlace | None = None
+    ) -> PairStream:
         corpus = self.train_corpus
         assert corpus is not None
         return PairStream(
@@ -168,17 +181,18 @@ class PreferenceDataModule(PackedDataModule):
             self.look_ahead,
             shard,
             num_shards,
-            skip,
+            start,
+            self.virtual_epoch,
         )
 
     def _stream_settings(self) -> dict[str, Any]:
-        pairs = self.train_corpus.pairs if self.train_corpus is not None else []
-        names = blake2b("\n".join(pair.id for _, pair in pairs).encode(), digest_size=8).hexdigest()
         return {
-            "pairs": names,
+            "content": self.train_corpus.fingerprint() if self.train_corpus is not None else None,
             "mode": self.mode,
             "temperature": self.temperature,
             "reply": str(self.reply),
+            "system_prompts": self.system_prompts,
+            "sil_weight": self.sil_weight,
             "share_prompt": self.share_prompt,
             **self._shared_settings(),
         }
@@ -204,12 +218,12 @@ class PreferenceDataModule(PackedDataModule):
             self.share_prompt,
             self.cache_audio,
         )
-        pairs = [corpus.pair(i) for i in range(len(corpus))]
-        if long := sum(not self.budget.fits(pair) for pair in pairs):
-            message = f"{long} of {len(pairs)} pairs in {', '.join(paths)} do not fit a line of {self.budget}"
-            if long > MAX_LEFT_OUT * len(pairs):
+        taken = [self.budget.takes(corpus.cost(i)) for i in range(len(corpus))]
+        if long := taken.count(False):
+            message = f"{long} of {len(taken)} pairs in {', '.join(paths)} do not fit a line of {self.budget}"
+            if long > MAX_LEFT_OUT * len(taken):
                 raise ValueError(f"{message}. Raise capacity, max_audio_seconds or max_speech_tokens")
             log.warning("%s and are left out", message)
         if self._stored is not None:
-            self._stored([pair for pair in pairs if self.budget.fits(pair)])  # says which is missing
+            self._stored([corpus.pair(i) for i, fits in enumerate(taken) if fits])  # says which is missing
         return corpus

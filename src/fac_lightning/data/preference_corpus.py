@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from fac_lightning.data.corpus import Corpus, CorpusItem
-from fac_lightning.data.layout import SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.layout import Cost, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.preference_pairs import PreferencePair, TurnAnswer, WrittenAnswer, read_pairs
 from fac_lightning.data.preference_rows import AnswerRow, PairRows, weigh_answer
 from fac_lightning.prompts import SYSTEM_PROMPTS, ChatFormat
@@ -72,6 +73,7 @@ class PairCorpus:
                 [folder], chat, geometry, tokenizer, weights, self.system_prompts, reply, cache_audio, progress
             )
             self._items.update({(folder, item.id): item for item in corpus.items})
+        self._costs: dict[int, Cost] = {}
         self._check()
         self.task_names = tuple(sorted({pair.task for _, pair in self.pairs}))
         self.tasks = np.array([self.task_names.index(pair.task) for _, pair in self.pairs])  # (len(self),)
@@ -95,6 +97,20 @@ class PairCorpus:
             for side, answer in zip(("chosen", "rejected"), answers, strict=True)
         )
         return PairRows(pair.id, int(self.tasks[index]), pair.weight, chosen, rejected, self.share_prompt)
+
+    def cost(self, index: int) -> Cost:
+        """What pair ``index`` takes of a line; laid out once."""
+        found = self._costs.get(index)
+        if found is None:
+            found = self._costs[index] = self.pair(index).cost
+        return found
+
+    def fingerprint(self) -> str:
+        """Of the pairs and of what their rows are made of."""
+        digest = blake2b(digest_size=8)
+        for i in range(len(self)):
+            digest.update(self.pair(i).digest.encode())
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, int]:
         """Pairs of each task."""

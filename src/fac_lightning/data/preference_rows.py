@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fac_lightning.data.layout import Row
+from fac_lightning.data.layout import Cost, Row
 from fac_lightning.data.packing import collate_line
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.types import IGNORE, AnswerSums, PreferenceBatch, SpeechTextBatch, bos_code
@@ -66,15 +66,11 @@ class PairRows:
         """The rows of the parts."""
         return tuple(part.row for part in self.parts)
 
-    @property
-    def audio_seconds(self) -> float:
-        """Users' speech of the line that the pair takes."""
-        return sum(row.audio_seconds for row in self.rows)
-
-    @property
-    def speech_labels(self) -> np.ndarray:
-        """Groups to say of both ``(H, k, Q)``."""
-        return np.concatenate([row.speech_labels for row in self.rows])
+    @cached_property
+    def cost(self) -> Cost:
+        """What it takes of a line."""
+        positions, seconds, tokens = zip(*(row.cost for row in self.rows), strict=True)
+        return Cost(sum(positions), sum(seconds), sum(tokens))
 
     def __len__(self) -> int:
         """Positions."""

@@ -4,52 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, islice
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from fac_lightning.data.bad_rows import muted, with_clips
+from fac_lightning.data.layout import Cost
+from fac_lightning.data.mixing import draw_rows, mixing_shares
 from fac_lightning.data.packing import Budget, pack_lines
 from fac_lightning.data.preference_corpus import PairCorpus
-from fac_lightning.data.preference_rows import PairCollator, PairRows
-from fac_lightning.data.stream import PackedStream, shard_lines
+from fac_lightning.data.preference_rows import AnswerRow, PairCollator, PairRows
+from fac_lightning.data.stream import PackedStream, StreamPlace, shard_lines
 from fac_lightning.types import PreferenceBatch
 
-__all__ = ["FixedPairs", "PairStream", "share_pair_totals", "stream_pairs", "task_shares"]
+__all__ = ["FixedPairs", "PairPlan", "PairStream", "plan_pairs", "share_pair_totals"]
 
 
-def task_shares(counts: Sequence[int], temperature: float) -> np.ndarray:
-    """Probability of each task, proportional to ``count ** (1 / temperature)``: by size at 1, evener above."""
-    if temperature <= 0:
-        raise ValueError(
-            f"temperature must be above 0, got {temperature}: 1 draws tasks by their size, more evens them"
-        )
-    powers = np.asarray(counts, dtype=np.float64) ** (1 / temperature)
-    shares: np.ndarray = powers / powers.sum()
-    return shares
+class PairPlan(NamedTuple):
+    """A pair to be laid out."""
+
+    place: int  # of its draw in the endless sequence
+    number: int  # always 0: a pair is never split
+    source: int  # its task
+    row: int
+    cost: Cost
+
+    @property
+    def id(self) -> str:
+        """For messages."""
+        return f"pair {self.row}"
 
 
-def stream_pairs(
-    corpus: PairCorpus, budget: Budget, seed: int, temperature: float = 1.0, shard: int = 0, num_shards: int = 1
-) -> Iterator[PairRows]:
-    """Pairs without end. A task is drawn, then its next pair; a task's pairs come in a new order every time round.
+def plan_pairs(
+    corpus: PairCorpus,
+    budget: Budget,
+    seed: int,
+    temperature: float = 1.0,
+    shard: int = 0,
+    num_shards: int = 1,
+    start: int = 0,
+) -> Iterator[PairPlan]:
+    """Plans without end. A task is drawn, then its next pair; a task's pairs come in a new order every time round.
 
     All shards go through one sequence and take turns. Pairs that fit no line are left out.
     """
     members = [np.flatnonzero(corpus.tasks == task) for task in range(len(corpus.task_names))]
-    shares = task_shares([len(each) for each in members], temperature)
-    orders = [_shuffled(each, [seed, 1, task]) for task, each in enumerate(members)]
-    draws = np.random.default_rng([seed, 0])
-    for turn in count():
-        index = next(orders[int(draws.choice(len(shares), p=shares))])
-        if turn % num_shards == shard:
-            pair = corpus.pair(index)
-            if budget.fits(pair):
-                yield pair
+    sizes = [len(each) for each in members]
+    orders = [partial(_shuffled, each, seed, task) for task, each in enumerate(members)]
+    for draw in draw_rows(orders, sizes, mixing_shares(sizes, temperature), seed, shard, num_shards, start):
+        cost = corpus.cost(draw.row)
+        if budget.takes(cost):
+            yield PairPlan(draw.place, 0, draw.source, draw.row, cost)
 
 
-def _shuffled(members: np.ndarray, seed: Sequence[int]) -> Iterator[int]:
-    for epoch in count():
-        yield from np.random.default_rng([*seed, epoch]).permutation(members).tolist()
+def _shuffled(members: np.ndarray, seed: int, task: int, epoch: int) -> Iterator[int]:
+    return iter(np.random.default_rng([seed, 1, task, epoch]).permutation(members).tolist())
 
 
 class PairStream(PackedStream):
@@ -60,12 +72,13 @@ class PairStream(PackedStream):
         collate: Makes a batch of the pairs of one line.
         budget: Of a line.
         seed: Order of pairs and draw of tasks.
-        temperature: Of the draw of tasks; see ``task_shares``.
+        temperature: Of the draw of tasks; see ``mixing_shares``.
         window: Lines per optimizer step.
         look_ahead: Lines kept open while packing.
         shard: Rank of this process.
         num_shards: Processes.
-        skip: Windows to leave out, counted over all workers: where an interrupted run goes on.
+        start: Where to go on.
+        virtual_epoch: Optimizer steps of a virtual epoch; all there are when None.
     """
 
     def __init__(
@@ -79,14 +92,25 @@ class PairStream(PackedStream):
         look_ahead: int = 64,
         shard: int = 0,
         num_shards: int = 1,
-        skip: int = 0,
+        start: StreamPlace | None = None,
+        virtual_epoch: int | None = None,
     ) -> None:
-        super().__init__(budget, window, look_ahead, shard, num_shards, skip)
+        super().__init__(budget, window, look_ahead, shard, num_shards, start, virtual_epoch, corpus.task_names)
         self.corpus, self.make_batch, self.seed, self.temperature = corpus, collate, seed, temperature
 
-    def rows(self, shard: int, num_shards: int) -> Iterator[PairRows]:
-        """Shuffled pairs, laid out."""
-        return stream_pairs(self.corpus, self.budget, self.seed, self.temperature, shard, num_shards)
+    def plans(self, start: int) -> Iterator[PairPlan]:
+        """Shuffled pairs of mixed tasks."""
+        return plan_pairs(self.corpus, self.budget, self.seed, self.temperature, self.shard, self.num_shards, start)
+
+    def load(self, plan: PairPlan) -> PairRows:
+        """The pair, its clips read."""
+        pair = self.corpus.pair(plan.row)
+        return replace(pair, chosen=_read(pair.chosen), rejected=_read(pair.rejected))
+
+    def mute(self, plan: PairPlan) -> PairRows:
+        """The pair with silence for its clips and a weight of 0."""
+        pair = self.corpus.pair(plan.row)
+        return replace(pair, weight=0.0, chosen=_silent(pair.chosen), rejected=_silent(pair.rejected))
 
     def collate(self, rows: list[PairRows]) -> PreferenceBatch:
         """One packed line."""
@@ -95,6 +119,23 @@ class PairStream(PackedStream):
     def share(self, batches: list[PreferenceBatch]) -> list[PreferenceBatch]:
         """Lines with the pairs of all of them as their totals."""
         return share_pair_totals(batches)
+
+    def mark(
+        self, batch: PreferenceBatch, sources: tuple[str, ...], left_out: tuple[tuple[str, str], ...]
+    ) -> PreferenceBatch:
+        """The line with the tasks of its pairs and what is left out; a muted pair does not count."""
+        totals = batch.task_totals if sources else torch.zeros_like(batch.task_totals)
+        return replace(batch, line=replace(batch.line, sources=sources, left_out=left_out), task_totals=totals)
+
+
+def _read(answer: AnswerRow) -> AnswerRow:
+    return replace(answer, row=with_clips(answer.row))
+
+
+def _silent(answer: AnswerRow) -> AnswerRow:
+    silent = muted(answer.row)
+    # its labels stay: a sum over none of them is no number for every loss
+    return replace(answer, row=replace(answer.row, clips=silent.clips, seconds=0.0))
 
 
 class FixedPairs:

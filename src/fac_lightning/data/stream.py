@@ -1,44 +1,78 @@
-"""The endless training stream: shuffled dialogues, laid out, packed, cut into optimizer steps."""
+"""The endless training stream: planned in one process, cut into optimizer steps, laid out and read in any.
+
+The plan of a stream says which rows lie in which line. It is made of lengths alone, by the process that trains, and
+depends on data and seed, not on workers; these get whole optimizer steps to lay out and read, and their results come
+back in order. What a resumed run has seen is planned again and never read.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
-from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.bad_rows import muted, with_clips
+from fac_lightning.data.errors import BadData
 from fac_lightning.data.layout import Row
-from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
+from fac_lightning.data.packing import Budget, Packable, collate_line, pack_lines, share_totals
+from fac_lightning.data.row_plans import RowPlan, RowPlanner, plan_rows
+from fac_lightning.data.row_source import RowSource
 from fac_lightning.types import SpeechTextBatch
 
-__all__ = ["FixedLines", "LineStream", "PackedStream", "ResumingLoader", "shard_lines", "stream_rows"]
+__all__ = ["FixedLines", "LineStream", "PackedStream", "PlannedWindow", "StreamPlace", "shard_lines"]
 
 T_ = TypeVar("T_")
 
 
-def stream_rows(corpus: Corpus, budget: Budget, seed: int, shard: int = 0, num_shards: int = 1) -> Iterator[Row]:
-    """Rows without end, every epoch in a new order; shards never share a row of the same epoch.
+class Planned(Packable, Protocol):
+    """What lies in a planned line."""
 
-    Dialogues that serve no mode or fit no line are left out; ``SpeechChatDataModule`` counts them beforehand. A
-    schedule of modes goes by a row's place in the endless sequence, so that it is the same for any number of shards.
-    """
-    size = len(corpus)
-    for epoch in count():
-        order = np.random.default_rng([seed, epoch]).permutation(size)
-        # Shards take turns over the endless sequence, so that each gets rows even when there are few dialogues.
-        for place in range((shard - epoch * size) % num_shards, size, num_shards):
-            row = corpus.row(int(order[place]), seed, epoch, place / size)
-            if row is not None and budget.fits(row):
-                yield row
+    @property
+    def place(self) -> int:
+        """Of its draw in the endless sequence."""
+
+    @property
+    def number(self) -> int:
+        """Among the rows of its draw."""
+
+    @property
+    def source(self) -> int:
+        """Number of its source."""
 
 
-class PackedStream(IterableDataset, ABC):
+@dataclass(frozen=True)
+class StreamPlace:
+    """Where a stream goes on, as one process counts."""
+
+    virtual_epoch: int = 0
+    windows: int = 0  # of this virtual epoch, that are done
+    draw: int = 0  # of the endless sequence, at which this virtual epoch began
+    number: int = 0  # of the first row, among those of that draw
+
+
+class PlannedWindow(NamedTuple):
+    """The lines of one optimizer step, to be laid out and read."""
+
+    virtual_epoch: int
+    number: int  # in its virtual epoch
+    begin: tuple[int, int]  # draw and number of row with which the virtual epoch began
+    seen: int  # draws of the endless sequence that planning has looked at, over all processes
+    lines: list[list[Any]]
+
+
+class PackedStream(Dataset[Any], ABC):
     """Packed lines without end, ``window`` at a time: the micro-batches of one optimizer step.
+
+    Iterating it gives them one after the other. A ``DataLoader`` with ``sampler=stream.windows()`` gives the same with
+    any number of workers.
+
+    A *virtual epoch* is a number of optimizer steps behind which no line is left open. Going on from a place means to
+    plan again from the beginning of its virtual epoch; with ``virtual_epoch=None`` from the beginning of all.
 
     Args:
         budget: Of a line.
@@ -46,19 +80,42 @@ class PackedStream(IterableDataset, ABC):
         look_ahead: Lines kept open while packing.
         shard: Rank of this process.
         num_shards: Processes.
-        skip: Windows to leave out, counted over all workers: where an interrupted run goes on.
+        start: Where to go on.
+        virtual_epoch: Optimizer steps of a virtual epoch; all there are when None.
+        names: Of the sources.
     """
 
     def __init__(
-        self, budget: Budget, window: int = 1, look_ahead: int = 64, shard: int = 0, num_shards: int = 1, skip: int = 0
+        self,
+        budget: Budget,
+        window: int = 1,
+        look_ahead: int = 64,
+        shard: int = 0,
+        num_shards: int = 1,
+        start: StreamPlace | None = None,
+        virtual_epoch: int | None = None,
+        names: Sequence[str] = ("train",),
     ) -> None:
         super().__init__()
         self.budget, self.window, self.look_ahead = budget, window, look_ahead
-        self.shard, self.num_shards, self.skip = shard, num_shards, skip
+        self.shard, self.num_shards, self.start = shard, num_shards, start or StreamPlace()
+        self.virtual_epoch, self.names = virtual_epoch, tuple(names)
 
     @abstractmethod
-    def rows(self, shard: int, num_shards: int) -> Iterator[Any]:
-        """What is packed, without end; shards share nothing of an epoch."""
+    def plans(self, start: int) -> Iterator[Planned]:
+        """What is packed, without end, from a draw on; shards take turns over the draws."""
+
+    @abstractmethod
+    def load(self, plan: Any) -> Any:
+        """What is planned, laid out, its clips read.
+
+        Raises:
+            BadData: It cannot be used.
+        """
+
+    @abstractmethod
+    def mute(self, plan: Any) -> Any:
+        """What is planned, of the right shape, with nothing to learn; nothing is read."""
 
     @abstractmethod
     def collate(self, rows: list[Any]) -> Any:
@@ -68,98 +125,117 @@ class PackedStream(IterableDataset, ABC):
     def share(self, batches: list[Any]) -> list[Any]:
         """The batches of one optimizer step, told how much is in all of them."""
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        worker: Any = get_worker_info()
-        workers = worker.num_workers if worker else 1
-        # Window w belongs to worker w % workers; after a skip the loader still asks worker 0 first.
-        number = ((worker.id if worker else 0) + self.skip) % workers
-        skipped = (self.skip - number + workers - 1) // workers
-        rows = self.rows(self.shard * workers + number, self.num_shards * workers)
-        lines = pack_lines(rows, self.budget, self.look_ahead)
-        lines = islice(lines, skipped * self.window, None)
+    @abstractmethod
+    def mark(self, batch: Any, sources: tuple[str, ...], left_out: tuple[tuple[str, str], ...]) -> Any:
+        """A batch, told where its rows come from and what is not in it."""
+
+    def windows(self) -> Iterator[PlannedWindow]:
+        """The plan, from ``start`` on."""
+        place = self.start
+        virtual, skip, begin = place.virtual_epoch, place.windows, (place.draw, place.number)
         while True:
-            yield self.share([self.collate(line) for line in islice(lines, self.window)])
+            tail: Planned | None = None
+
+            def rows(begin: tuple[int, int] = begin) -> Iterator[Planned]:
+                nonlocal tail
+                for tail in self.plans(begin[0]):
+                    if (tail.place, tail.number) >= begin:
+                        yield tail
+
+            most = None if self.virtual_epoch is None else self.virtual_epoch * self.window
+            lines = pack_lines(rows(), self.budget, self.look_ahead, most)
+            number = 0
+            while packed := list(islice(lines, self.window)):
+                if number >= skip:
+                    assert tail is not None
+                    yield PlannedWindow(virtual, number, begin, tail.place + 1, packed)
+                number += 1
+            assert tail is not None
+            begin = (tail.place, tail.number)  # the row that would have opened one more line
+            virtual, skip = virtual + 1, max(0, skip - number)
+
+    def __getitem__(self, window: PlannedWindow) -> list[Any]:
+        """The batches of a window, laid out and read."""
+        return self.share([self._line(line) for line in window.lines])
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return (self[window] for window in self.windows())
+
+    def _line(self, plans: Sequence[Any]) -> Any:
+        rows, sources, left_out = [], [], []
+        for plan in plans:
+            name = self.names[plan.source]
+            try:
+                rows.append(self.load(plan))
+                sources.append(name)
+            except BadData as error:
+                left_out.append((name, str(error)))
+        if not rows:
+            rows = [self.mute(plans[0])]
+        return self.mark(self.collate(rows), tuple(sources), tuple(left_out))
 
 
 class LineStream(PackedStream):
     """Packed dialogues without end.
 
     Args:
-        corpus: Where rows come from.
-        budget: Of a line.
-        seed: Order of rows and draw of modes.
-        window: Lines per optimizer step.
-        look_ahead: Lines kept open while packing.
-        shard: Rank of this process.
-        num_shards: Processes.
-        skip: Windows to leave out, counted over all workers: where an interrupted run goes on.
+        planners: Of the sources.
+        shares: Probability of each source.
+        seed: Order of rows and draw of sources and modes.
+        **options: Those of ``PackedStream``.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
-        budget: Budget,
+        planners: Sequence[RowPlanner],
+        shares: Any,
         seed: int,
         window: int = 1,
-        look_ahead: int = 64,
         shard: int = 0,
         num_shards: int = 1,
-        skip: int = 0,
+        start: StreamPlace | None = None,
+        look_ahead: int = 64,
+        virtual_epoch: int | None = None,
+        names: Sequence[str] = ("train",),
     ) -> None:
-        super().__init__(budget, window, look_ahead, shard, num_shards, skip)
-        self.corpus, self.seed = corpus, seed
+        super().__init__(planners[0].budget, window, look_ahead, shard, num_shards, start, virtual_epoch, names)
+        self.planners, self.shares, self.seed = list(planners), shares, seed
+        self.sample_rate = sample_rate(planners[0].source)
 
-    def rows(self, shard: int, num_shards: int) -> Iterator[Row]:
-        """Shuffled dialogues, laid out."""
-        return stream_rows(self.corpus, self.budget, self.seed, shard, num_shards)
+    def plans(self, start: int) -> Iterator[RowPlan]:
+        """Shuffled dialogues of mixed sources."""
+        return plan_rows(self.planners, self.shares, self.seed, self.shard, self.num_shards, start)
+
+    def load(self, plan: RowPlan) -> Row:
+        """The row, its clips read."""
+        return with_clips(self.planners[plan.source].row(plan.row, plan.part))
+
+    def mute(self, plan: RowPlan) -> Row:
+        """The row as it was planned, without labels."""
+        return muted(self.planners[plan.source].row(plan.row, plan.part, sketch=True))
 
     def collate(self, rows: list[Row]) -> SpeechTextBatch:
         """One packed line."""
-        return collate_line(
-            rows, self.budget.positions, self.corpus.geometry.sample_rate if self.corpus.geometry else 0
-        )
+        return collate_line(rows, self.budget.positions, self.sample_rate)
 
     def share(self, batches: list[SpeechTextBatch]) -> list[SpeechTextBatch]:
         """Lines with the labelled tokens of all of them as their totals."""
         return share_totals(batches)
 
-
-class ResumingLoader:
-    """Lines of an endless stream; each new iteration goes on behind the last line that ``module`` trained on.
-
-    Args:
-        module: The data module; its trainer counts the lines.
-        make_stream: Stream of ``(window, shard, num_shards, skip)``.
-        num_workers: Processes that lay out and pack; 0 does it in this one.
-    """
-
-    def __init__(
-        self, module: Any, make_stream: Callable[[int, int, int, int], PackedStream], num_workers: int = 0
-    ) -> None:
-        self.module, self.make_stream, self.num_workers = module, make_stream, num_workers
-
-    def __iter__(self) -> Iterator[Any]:
-        trainer = self.module.trainer
-        window = trainer.accumulate_grad_batches if trainer is not None else 1
-        # Lightning restores this count from a checkpoint before it asks for an iterator.
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total if trainer is not None else None
-        done = progress.processed if progress is not None else 0
-        shard, shards = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        stream = self.make_stream(window, shard, shards, done // window)
-        first = done % window
-        for lines in DataLoader(stream, batch_size=None, num_workers=self.num_workers):
-            yield from lines[first:]
-            first = 0
+    def mark(
+        self, batch: SpeechTextBatch, sources: tuple[str, ...], left_out: tuple[tuple[str, str], ...]
+    ) -> SpeechTextBatch:
+        """The line with its sources and what is left out."""
+        return replace(batch, sources=sources, left_out=left_out)
 
 
 class FixedLines:
-    """One pass over a corpus in fixed order, packed once; every process gets the same number of lines.
+    """One pass over a source in fixed order, packed once; every process gets the same number of lines.
 
     Modes have the weights that their schedule ends with.
 
     Args:
-        corpus: Where rows come from.
-        budget: Of a line.
+        planner: Of the source.
         seed: Draw of modes.
         look_ahead: Lines kept open while packing.
         max_lines: Keep the first lines only.
@@ -169,26 +245,39 @@ class FixedLines:
 
     def __init__(
         self,
-        corpus: Corpus,
-        budget: Budget,
+        planner: RowPlanner,
         seed: int,
         look_ahead: int = 64,
         max_lines: int | None = None,
         shard: int = 0,
         num_shards: int = 1,
     ) -> None:
-        found = (corpus.row(i, seed, 0, math.inf) for i in range(len(corpus)))
-        rows = (row for row in found if row is not None and budget.fits(row))
-        lines: Sequence[list[Row]] = list(islice(pack_lines(rows, budget, look_ahead), max_lines))
+        plans = (
+            RowPlan(index, number, 0, index, part)
+            for index in range(len(planner.source))
+            for number, part in enumerate(planner.plan(index, seed, 0, math.inf))
+        )
+        lines = list(islice(pack_lines(plans, planner.budget, look_ahead), max_lines))
         self.lines = shard_lines(lines, shard, num_shards)
-        self.budget, self.sample_rate = budget, corpus.geometry.sample_rate if corpus.geometry else 0
+        self.stream = LineStream([planner], [1.0], seed, names=("val",))
 
     def __len__(self) -> int:
         """Lines of this process."""
         return len(self.lines)
 
     def __iter__(self) -> Iterator[SpeechTextBatch]:
-        return (collate_line(line, self.budget.positions, self.sample_rate) for line in self.lines)
+        return (self.stream[PlannedWindow(0, i, (0, 0), 0, [line])][0] for i, line in enumerate(self.lines))
+
+
+def sample_rate(source: RowSource) -> int:
+    """Hz of the clips of a source; 0 where there is no speech."""
+    return source.geometry.sample_rate if source.geometry else 0
+
+
+def fill(lines: Iterable[Sequence[Packable]], budget: Budget) -> float:
+    """Mean share of the positions of some lines that is used."""
+    sizes = [sum(row.cost.positions for row in line) for line in lines]
+    return sum(sizes) / len(sizes) / budget.positions
 
 
 def shard_lines(lines: Sequence[T_], shard: int, num_shards: int) -> list[T_]:

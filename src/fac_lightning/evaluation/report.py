@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 import shutil
 import time
@@ -13,16 +12,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["RunReport", "read_curves"]
+from fac_lightning.html_page import escape, page, table
 
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c2733;background:#fff}
-h1{font-size:1.7rem}h2{margin-top:2.2rem;border-bottom:1px solid #d6dde4;padding-bottom:.2rem}
-table{border-collapse:collapse;margin:.6rem 0}td,th{border:1px solid #d6dde4;padding:.3rem .7rem;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}audio{height:2rem;width:15rem;vertical-align:middle}
-img{max-width:100%}pre{background:#f4f6f8;padding:1rem;overflow:auto;font-size:.85rem}.ok{color:#116329}.no{color:#a40e26}
-@media(prefers-color-scheme:dark){body{background:#12181f;color:#dde5ed}pre{background:#1b232c}td,th,h2{border-color:#344}}
-"""
+__all__ = ["RunReport", "read_curves"]
 
 
 class RunReport:
@@ -153,31 +145,29 @@ class RunReport:
             (
                 e["set"],
                 e["voice"],
-                _player(e["files"].get("question")) + _escape(e["question"]),
-                _player(e["files"].get("answer")) + _escape(e["text"]) + (" &#10003;" if e["exact"] else " &#10007;"),
-                _escape(e["transcript"] or ""),
+                _player(e["files"].get("question")) + escape(e["question"]),
+                _player(e["files"].get("answer")) + escape(e["text"]) + (" &#10003;" if e["exact"] else " &#10007;"),
+                escape(e["transcript"] or ""),
             )
             for e in examples
         ]
         parts = [
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{_escape(self.title)}</title>",
-            f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style><h1>{_escape(self.title)}</h1>",
             "<h2>Figures</h2>",
-            _table(("figure", "value"), rows),
+            table(("figure", "value"), rows),
             "<p>Shares and error rates are between 0 and 1. <code>asr_wer_*</code>: word error rate of an independent "
             "recogniser on the spoken answer against the model's own text, and on the tokenizer's reconstruction of "
             "the true answer.</p>",
             "<h2>Evaluation sets</h2>",
-            _table(("set", "questions", "text exact", "spoken answer WER", "text exact by voice"), sets),
+            table(("set", "questions", "text exact", "spoken answer WER", "text exact by voice"), sets),
             "<h2>Listen</h2>",
-            _table(("set", "voice", "question", "answer", "the recogniser heard"), talks, raw=True),
+            table(("set", "voice", "question", "answer", "the recogniser heard"), talks, raw=True),
             "<h2>Stages</h2>",
-            _table(("stage", "seconds", "peak MB", "last losses"), stages),
-            *[f"<h2>{_escape(Path(p).stem.capitalize())}</h2><img src='{p}' alt='{p}'>" for p in plots],
-            f"<h2>Resolved recipe</h2><details><summary>{_escape(str(recipe))}</summary><pre>{_escape(text)}</pre>"
-            "</details></html>",
+            table(("stage", "seconds", "peak MB", "last losses"), stages),
+            *[f"<h2>{escape(Path(p).stem.capitalize())}</h2><img src='{p}' alt='{p}'>" for p in plots],
+            f"<h2>Resolved recipe</h2><details><summary>{escape(str(recipe))}</summary><pre>{escape(text)}</pre>"
+            "</details>",
         ]
-        return "\n".join(parts)
+        return page(self.title, parts)
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -214,18 +204,5 @@ def _voices(shares: dict[str, float]) -> str:
     return ", ".join(f"{voice} {share:.0%}" for voice, share in shares.items())
 
 
-def _escape(text: str) -> str:
-    return html.escape(text)
-
-
 def _player(file: str | None) -> str:
-    return f"<audio controls preload=none src='{html.escape(file, quote=True)}'></audio><br>" if file else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], raw: bool = False) -> str:
-    def cell(value: Any) -> str:
-        kind = " class=n" if isinstance(value, int | float) else ""
-        return f"<td{kind}>{value if raw else _escape(str(value))}</td>"
-
-    top = "".join(f"<th>{_escape(h)}</th>" for h in head)
-    return f"<table><tr>{top}</tr>" + "".join(f"<tr>{''.join(map(cell, r))}</tr>" for r in rows) + "</table>"
+    return f"<audio controls preload=none src='{escape(file)}'></audio><br>" if file else ""

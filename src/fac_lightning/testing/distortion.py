@@ -35,5 +35,16 @@ def check_distortion(distortion: Distortion, sample_rate: int = 16000) -> None:
                 assert len(changed) == samples, f"{samples} samples must stay as many, got {len(changed)}"
             assert np.isfinite(changed).all(), "samples must be finite"
             assert np.abs(changed).max(initial=0.0) <= PEAK + 1e-6, "a clip may not be louder than a sample can be"
+            settled, same = _settled(distortion), _settled(distortion)
+            told, shown = settled.num_samples(samples), len(settled(clip, sample_rate, sample_rng(3, "clip")))
+            assert told == shown, f"{told} samples were announced, {shown} came out"
+            assert told == same.num_samples(samples), "the same generator must settle the same length"
             again = distortion(clip, sample_rate, sample_rng(3, "clip"))
             assert np.array_equal(changed, again), "the same generator must give the same samples"
+
+
+def _settled(distortion: Distortion) -> Distortion:
+    try:
+        return distortion.settle(sample_rng(5, "length"))
+    except NotImplementedError as error:
+        raise AssertionError(str(error)) from error

@@ -20,6 +20,9 @@ class Distortion(ABC):
     ``keeps_length`` says otherwise; all chance comes out of ``rng``, so the same generator gives the same samples; the
     caller's array is left alone; no sample is cut off that the distortion does not mean to cut off: what would be
     louder than ``PEAK`` is scaled as a whole.
+
+    Who must know beforehand how long a clip will be, as training does that lays out positions before it reads audio,
+    asks in two steps: ``settle`` draws what the length depends on, and of its result ``num_samples`` tells the length.
     """
 
     @property
@@ -52,6 +55,23 @@ class Distortion(ABC):
         changed = self.distort(audio.astype(np.float64), sample_rate, rng)
         assert not self.keeps_length or changed.shape == audio.shape, type(self).__name__
         return fit_peak(changed).astype(np.float32)
+
+    def settle(self, rng: np.random.Generator) -> Distortion:
+        """This distortion with all drawn that the length depends on; what else is left to chance stays so.
+
+        One that changes the length brings its own, together with ``num_samples``.
+        """
+        if not self.keeps_length:
+            raise NotImplementedError(
+                f"{type(self).__name__} changes the length of clips and does not tell to what; give it the methods "
+                "settle and num_samples, as fac_lightning.data.distortions.Speed has them"
+            )
+        return self
+
+    def num_samples(self, count: int) -> int:
+        """Samples that come out of ``count`` samples; asked of what ``settle`` gave."""
+        assert self.keeps_length, type(self).__name__
+        return count
 
     @abstractmethod
     def distort(self, audio: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:

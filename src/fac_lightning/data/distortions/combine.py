@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,16 @@ class Chain(Distortion):
     def keeps_length(self) -> bool:
         """When all of them do."""
         return all(part.keeps_length for part in self.distortions)
+
+    def settle(self, rng: np.random.Generator) -> Chain:
+        """All of them, each settled."""
+        return replace(self, distortions=[part.settle(rng) for part in self.distortions])
+
+    def num_samples(self, count: int) -> int:
+        """What is left behind the last, of a settled chain."""
+        for part in self.distortions:
+            count = part.num_samples(count)
+        return count
 
     def distort(self, audio: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Clip that went through all of them."""
@@ -62,10 +72,17 @@ class OneOf(Distortion):
         """When all of them do."""
         return all(part.keeps_length for part in self.distortions)
 
+    def settle(self, rng: np.random.Generator) -> Distortion:
+        """One of them, settled, where the length depends on which."""
+        return self if self.keeps_length else self._draw(rng).settle(rng)
+
     def distort(self, audio: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Clip that went through one of them."""
+        return self._draw(rng)(audio, sample_rate, rng)
+
+    def _draw(self, rng: np.random.Generator) -> Distortion:
         shares = None if self.weights is None else np.array(self.weights) / sum(self.weights)
-        return self.distortions[int(rng.choice(len(self.distortions), p=shares))](audio, sample_rate, rng)
+        return self.distortions[int(rng.choice(len(self.distortions), p=shares))]
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,12 @@ class Sometimes(Distortion):
     def keeps_length(self) -> bool:
         """When the distortion does."""
         return self.distortion.keeps_length
+
+    def settle(self, rng: np.random.Generator) -> Distortion:
+        """The distortion, settled, or none, where the length depends on it."""
+        if self.keeps_length:
+            return self
+        return self.distortion.settle(rng) if rng.random() < self.probability else Chain([])
 
     def distort(self, audio: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Clip, changed or not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,20 @@ class Speed(Distortion):
         """It does not."""
         return False
 
+    def settle(self, rng: np.random.Generator) -> Speed:
+        """One speed of the range."""
+        factor = self._steps(rng) / STEPS
+        return replace(self, factor=(factor, factor))
+
+    def num_samples(self, count: int) -> int:
+        """``ceil(count / factor)`` of a settled speed."""
+        if self.factor[0] != self.factor[1]:
+            raise ValueError(f"a speed between {self.factor[0]:g} and {self.factor[1]:g} has no length yet; settle it")
+        return -(-count * STEPS // round(self.factor[0] * STEPS))
+
     def distort(self, audio: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         """Clip at another speed ``(ceil(S / factor),)``."""
-        return resample(audio, round(rng.uniform(*self.factor) * STEPS), STEPS).astype(np.float64)
+        return resample(audio, self._steps(rng), STEPS).astype(np.float64)
+
+    def _steps(self, rng: np.random.Generator) -> int:
+        return round(rng.uniform(*self.factor) * STEPS)

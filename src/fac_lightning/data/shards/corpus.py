@@ -1,0 +1,170 @@
+"""``ShardCorpus``: dialogues of shards, read as training comes to them."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from fac_lightning.data.codes import tokenizer_fingerprint
+from fac_lightning.data.mode_schedule import ModeSchedule
+from fac_lightning.data.row_source import CorpusItem, RowSource
+from fac_lightning.data.shards.audio import LastRecording
+from fac_lightning.data.shards.folder import ShardFolder
+from fac_lightning.data.shards.items import ShardItems
+from fac_lightning.data.shards.records import CODES, RECORDING, CodesOf
+from fac_lightning.data.shards.shard import Shard
+from fac_lightning.prompts import MODES, ChatFormat
+from fac_lightning.replies import ReplyRule
+from fac_lightning.text_tokenizer import check_rows
+from fac_lightning.tokenizers.base import SpeechTokenizer
+from fac_lightning.types import SpeechGeometry
+
+__all__ = ["ShardCorpus"]
+
+log = logging.getLogger(__name__)
+
+
+class ShardCorpus(RowSource):
+    """Dialogues in shards; no more than a few of these are in memory.
+
+    Where codes, texts and lengths are read, a shard at a time, no sound is: a clip is one read and one decode when a
+    packed line needs it. Each epoch has its own order of shards, and shuffles the dialogues of ``window`` shards that
+    follow one another, so that reading stays local.
+
+    Args:
+        paths: Folders of shards, URLs, or patterns of manifests (``ShardFolder``), one after the other.
+        chat: Token ids.
+        geometry: Sizes of the model; None for text alone.
+        tokenizer: The one whose codes the shards hold, to make sure; codes are not made here.
+        modes: Weight of each mode of ``prompts.MODES``, to begin with.
+        system_prompts: Prompts that replace those of the modes.
+        reply: How spoken replies lie; ``FrameEnd()`` when None.
+        mode_schedule: How the weights change over the epochs; constant when None.
+        window: Shards whose dialogues are shuffled together. Twice as many and two are kept open.
+
+    Raises:
+        BadData: Shards are not whole, or do not go together (``FAC-D11`` to ``FAC-D14``).
+        ValueError: Their codes are not those that the model speaks.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        chat: ChatFormat,
+        geometry: SpeechGeometry | None,
+        tokenizer: SpeechTokenizer | None,
+        modes: Mapping[str, float],
+        system_prompts: Mapping[str, str] | None = None,
+        reply: ReplyRule | None = None,
+        mode_schedule: ModeSchedule | None = None,
+        window: int = 4,
+    ) -> None:
+        super().__init__(chat, geometry, modes, system_prompts, reply, mode_schedule)
+        if window < 1:
+            raise ValueError(f"window must be at least 1 shard, got {window}")
+        self.window = window
+        self._hears = any(MODES[mode].hears for mode in self.modes)
+        self._says = any(MODES[mode].speaks for mode in self.modes)
+        if geometry is not None:
+            check_rows(chat.tokenizer, geometry.vocab_size)
+        self._codes_of: CodesOf | None = None
+        self.folders = [ShardFolder(str(path)) for path in paths]
+        for folder in self.folders:
+            self._check(folder, tokenizer)
+        self._places = [(folder, number) for folder in self.folders for number in range(len(folder.shards))]
+        rows = [count for folder in self.folders for count in folder.rows()]
+        self._ends = np.cumsum(rows, dtype=np.int64)
+        self._starts = self._ends - rows
+        if not len(self):
+            raise ValueError(f"there is no dialogue in {', '.join(map(str, paths))}")
+        self._open: OrderedDict[int, ShardItems] = OrderedDict()
+        self._last = LastRecording()
+
+    def __len__(self) -> int:
+        """Dialogues."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens shards of its own."""
+        return {**self.__dict__, "_open": OrderedDict(), "_last": LastRecording()}
+
+    def item(self, index: int) -> CorpusItem:
+        """Dialogue ``index`` with its codes."""
+        shard, row = self._find(index)
+        return shard.item(row)
+
+    def sketch(self, index: int) -> CorpusItem:
+        """Dialogue ``index`` with zeros for its codes."""
+        shard, row = self._find(index)
+        return shard.sketch(row)
+
+    def order(self, seed: int, epoch: int) -> Iterator[int]:
+        """Every index once: shards in an order of this epoch's own, dialogues mixed within ``window`` of them."""
+        draw = np.random.default_rng([seed, epoch])
+        shards = draw.permutation(len(self._places))
+        for first in range(0, len(shards), self.window):
+            block = [np.arange(self._starts[i], self._ends[i]) for i in shards[first : first + self.window]]
+            yield from draw.permutation(np.concatenate(block)).tolist()
+
+    def fingerprint(self) -> str:
+        """Of the shards' content, wherever they lie."""
+        return blake2b(" ".join(folder.fingerprint() for folder in self.folders).encode(), digest_size=8).hexdigest()
+
+    def describe(self) -> dict[str, float]:
+        """Counts of what is there; hours only where ``fac data shard`` has written all of it."""
+        counts: dict[str, float] = {"dialogues": len(self), "shards": len(self._places)}
+        told = [folder.summary for folder in self.folders]
+        for name in ("turns", "user_hours", "assistant_hours"):
+            known = [summary[name] for summary in told if summary is not None]
+            if len(known) == len(told):
+                counts[name] = sum(known)
+        return counts
+
+    def _find(self, index: int) -> tuple[ShardItems, int]:
+        """Open shard and row of a dialogue."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} dialogues, none has the number {index}")
+        found = self._open.get(number)
+        if found is None:
+            shard = Shard(*self._places[number])
+            found = ShardItems(shard, self.geometry, self._hears, self._says, self._last)
+            self._open[number] = found
+            if len(self._open) > 2 * self.window + 2:
+                self._open.popitem(last=False)
+        else:
+            self._open.move_to_end(number)
+        return found, index - int(self._starts[number])
+
+    def _check(self, folder: ShardFolder, tokenizer: SpeechTokenizer | None) -> None:
+        """Refuse a folder whose codes are not those that the model speaks."""
+        fields = folder.shards[0].tars
+        if self.geometry is None and ((self._hears and RECORDING in fields) or (self._says and CODES in fields)):
+            raise ValueError(
+                f"{folder.where} has speech and the modes {', '.join(self.modes)} use it, but there is no geometry; "
+                "give SpeechLM.geometry, or use the mode T2T alone"
+            )
+        if not self._says or CODES not in fields:
+            return
+        of = folder.codes_of()
+        if of is not None and self._codes_of is not None and of.tokenizer != self._codes_of.tokenizer:
+            raise ValueError(
+                f"{folder.where} has codes of {of.tokenizer!r}, shards before it of {self._codes_of.tokenizer!r}: they "
+                "mean other sounds; train on one kind at a time"
+            )
+        self._codes_of = of or self._codes_of
+        if tokenizer is None:
+            return
+        names = [name for name in (tokenizer.codes_name, tokenizer_fingerprint(tokenizer)) if name]
+        if of is None:
+            log.warning("%s does not say whose codes it holds; they are taken for those of %s", folder.where, names[0])
+        elif not {of.tokenizer, of.fingerprint} & set(names):
+            raise ValueError(
+                f"{folder.where} has codes of {of.tokenizer!r}, but the speech tokenizer {type(tokenizer).__name__} is "
+                f"{' or '.join(names)}: the same numbers mean other sounds. Give the tokenizer that made them, or none"
+            )

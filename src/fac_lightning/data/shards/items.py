@@ -1,0 +1,103 @@
+"""The dialogues of an open shard as layout takes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fac_lightning.data.layout import Clip, SpokenTurn
+from fac_lightning.data.row_source import CorpusItem
+from fac_lightning.data.shards.audio import LastRecording, TurnAudio
+from fac_lightning.data.shards.shard import Shard
+from fac_lightning.types import SpeechGeometry
+
+__all__ = ["ShardItems"]
+
+
+class ShardItems:
+    """Dialogues of one shard, each made when it is first asked for.
+
+    Args:
+        shard: Where they are.
+        geometry: Sizes of the model; None leaves speech out.
+        hears: Whether users' turns have their sound.
+        says: Whether the assistant's turns have their codes.
+        last: Keeps the recording that was decoded last.
+    """
+
+    def __init__(
+        self, shard: Shard, geometry: SpeechGeometry | None, hears: bool, says: bool, last: LastRecording
+    ) -> None:
+        self.shard, self.geometry, self.hears, self.says, self.last = shard, geometry, hears, says, last
+        self._sketches: list[CorpusItem | None] = [None] * len(shard.dialogues)
+        self._checked = False
+
+    def sketch(self, row: int) -> CorpusItem:
+        """A dialogue as packing plans with it: nothing but the manifest is read, codes are all zero."""
+        found = self._sketches[row]
+        if found is None:
+            found = self._sketches[row] = self._make(row)
+        return found
+
+    def item(self, row: int) -> CorpusItem:
+        """A dialogue with its codes.
+
+        Raises:
+            ValueError: They are not codes of the model's sizes.
+        """
+        sketch = self.sketch(row)
+        if not any(turn.codes is not None for turn in sketch.turns):
+            return sketch
+        codes, first = self._codes(row), 0
+        turns = []
+        for turn in sketch.turns:
+            if turn.codes is not None:
+                last = first + len(turn.codes)
+                turn = replace(turn, codes=codes[first:last])
+                first = last
+            turns.append(turn)
+        return replace(sketch, turns=tuple(turns))
+
+    def _codes(self, row: int) -> np.ndarray:
+        codes = self.shard.codes(row)
+        if not self._checked and self.geometry is not None:
+            books, largest = self.shard.num_codebooks, self.shard.largest_code()
+            if books != self.geometry.num_codebooks or largest >= self.geometry.codebook_size:
+                raise ValueError(
+                    f"{self.shard.where} has {books} codebook(s) with codes up to {largest}, the model "
+                    f"{self.geometry.num_codebooks} with codes below {self.geometry.codebook_size}; build the model "
+                    "with the sizes of the tokenizer that made them"
+                )
+            self._checked = True
+        return codes
+
+    def _make(self, row: int) -> CorpusItem:
+        dialogue = self.shard.dialogues[row]
+        turns: list[SpokenTurn] = []
+        unwritten = False
+        for i, told in enumerate(dialogue.record["supervisions"]):
+            span = dialogue.span(i)
+            if told["speaker"] == "assistant":
+                turns.append(SpokenTurn("assistant", told["text"], codes=self._zeros(row, i), seconds=told["duration"]))
+                continue
+            unwritten |= span is not None and not told["text"].strip()
+            clip = None
+            if span is not None and self.hears and self.geometry is not None:
+                audio = TurnAudio(*span, self.geometry.sample_rate, self.last)
+                clip = Clip(audio.num_samples, audio)
+            turns.append(SpokenTurn("user", told["text"], clip=clip))
+        system = (dialogue.record.get("custom") or {}).get("system")
+        return CorpusItem(dialogue.id, tuple(turns), system, unwritten)
+
+    def _zeros(self, row: int, turn: int) -> np.ndarray | None:
+        """Codes of the right shape; None for a turn without speech."""
+        dialogue = self.shard.dialogues[row]
+        frames = dialogue.code_frames[turn]
+        if self.says and not frames and dialogue.span(turn) is not None:
+            raise ValueError(
+                f"{self.shard.where}, dialogue {dialogue.id!r}, turn {turn}: a spoken reply without codes, and the "
+                "modes say it; name the tokenizer when the shards are written (fac data shard --codes), or take modes "
+                "that do not speak"
+            )
+        return np.broadcast_to(np.uint8(0), (frames, self.shard.num_codebooks)) if self.says and frames else None

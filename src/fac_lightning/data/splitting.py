@@ -1,0 +1,81 @@
+"""Splitting: a dialogue that is too long for a line becomes several rows, cut between turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fac_lightning.data.layout import Cost, Row, SpokenTurn
+from fac_lightning.types import IGNORE
+
+__all__ = ["TurnSpan", "forget_context", "split_turns"]
+
+
+class TurnSpan(NamedTuple):
+    """The turns of one part of a dialogue."""
+
+    context: int  # first turn that is shown
+    first: int  # first turn that is learned
+    last: int  # one behind the last
+
+
+def split_turns(
+    turns: Sequence[SpokenTurn],
+    cost: Callable[[TurnSpan], Cost | None],
+    takes: Callable[[Cost], bool],
+    context_turns: int = 0,
+) -> tuple[list[TurnSpan], int]:
+    """Cut a dialogue into parts that fit, each as long as it can be.
+
+    A part begins with a turn of the user that answers something (or with the dialogue) and ends before another; with
+    context it is shown up to so many turns before it, from a user's turn on, as far as they fit.
+
+    Args:
+        turns: The dialogue.
+        cost: What a part takes; None where it serves no mode.
+        takes: Whether so much fits into a line.
+        context_turns: Turns shown again before each part but the first.
+
+    Returns:
+        The parts, and the number of turns that are left out because no line takes them with the turns that they
+        belong to.
+    """
+    begins = [i for i, turn in enumerate(turns) if i == 0 or (turn.role == "user" and turns[i - 1].role != "user")]
+    ends = [*begins[1:], len(turns)]
+
+    def fits(span: TurnSpan) -> bool:
+        found = cost(span)
+        return found is not None and takes(found)
+
+    parts: list[TurnSpan] = []
+    left_out = block = 0
+    while block < len(begins):
+        first = begins[block]
+        shown = [begin for begin in begins[:block] if first - begin <= context_turns]
+        part = next((span for c in [*shown, first] if fits(span := TurnSpan(c, first, ends[block]))), None)
+        block += 1
+        if part is None:
+            left_out += ends[block - 1] - first
+            continue
+        while block < len(begins) and fits(longer := part._replace(last=ends[block])):
+            part, block = longer, block + 1
+        parts.append(part)
+    return parts, left_out
+
+
+def forget_context(row: Row, opening: int, turns: int) -> Row:
+    """A row whose first ``turns`` turns are shown and not learned.
+
+    Args:
+        row: System turn and turns.
+        opening: Token that opens every turn, the system's too.
+        turns: How many.
+    """
+    begin = int(np.flatnonzero(row.text_ids == opening)[1 + turns])
+    text, speech = row.text_labels.copy(), row.speech_labels.copy()
+    text[:begin] = IGNORE
+    speech[row.speech_positions < begin] = IGNORE
+    return replace(row, text_labels=text, speech_labels=speech)
