@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     traced = hollow(model, torch.bfloat16) if cast else model
     autocast = torch.bfloat16 if mixed else None
     batch = packed_batch(conversation, _geometry(model), budget, rate)
-    line = trace_line(traced, batch, autocast)
+    line = trace_line(traced, batch, autocast, fold=True)
     found = assess(line, setting)
     ways = [] if found.fits else ways_out(recipe.tree, line, setting, cast, autocast, conversation, budget, rate)
     rates = None if args.no_rates else _rates(args, recipe.tree, conversation, setting, cast, autocast, rate, line)
@@ -256,4 +256,5 @@ def _rates(
         half=setting.half,
         repeats=repeats,
         utilisation=setting.utilisation,
+        fold=True,
     )

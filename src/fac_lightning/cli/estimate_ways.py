@@ -96,7 +96,7 @@ def _checkpointing(
     prepare(model, tree["task"])
     whole = model if isinstance(model, SpeechLM) else SpeechLM(model)
     traced = hollow(whole, torch.bfloat16) if cast else whole
-    line = trace_line(traced, packed_batch(conversation, whole.geometry, budget, rate), autocast)
+    line = trace_line(traced, packed_batch(conversation, whole.geometry, budget, rate), autocast, fold=True)
     yield Remedy("gradient checkpointing everywhere", " ".join(words), assess(line, setting), disturbs=0)
 
 

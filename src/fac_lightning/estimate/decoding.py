@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from fac_lightning.estimate.folding import folded, stacks_of, straight_on
 from fac_lightning.estimate.shapes import hollow
 from fac_lightning.estimate.trace import OUTSIDE, OperationTrace
 from fac_lightning.models import SpeechLM
@@ -33,7 +33,9 @@ class GroupCost:
         return sum(self.bytes.values())
 
 
-def trace_group(model: SpeechLM, frame_rate: float, context: int = 512, streams: int = 1) -> GroupCost:
+def trace_group(
+    model: SpeechLM, frame_rate: float, context: int = 512, streams: int = 1, fold: bool = False
+) -> GroupCost:
     """Say one group after a context and count what it reads.
 
     Args:
@@ -42,17 +44,33 @@ def trace_group(model: SpeechLM, frame_rate: float, context: int = 512, streams:
         context: Backbone positions before, all of them read by the backbone and, where the head reads whole rows,
             by the head; a head that reads its reply alone begins it here.
         streams: Conversations that say a group together.
+        fold: As in ``trace_line``.
 
     Raises:
         ValueError: The model says no codes.
     """
     if model.head is None:
         raise ValueError("the model has no head, so it says no codes; compare models that do")
-    if not all(isinstance(parameter, FakeTensor) for parameter in model.parameters()):
-        model = hollow(model)
-    head, backbone, training = model.head, model.backbone, model.training
+    group_size = model.head.group_size
+    model = hollow(model).eval()
+    runs = folded(model, lambda some: _say(some, context, streams)) if fold else None
+    if runs is None:
+        trace = _say(model, context, streams)
+        read, flops = dict(trace.product_bytes), dict(trace.flops)
+    else:
+        layers = {slot: count for slot, (_, count) in stacks_of(model).items()}
+        read = straight_on(runs[0].product_bytes, runs[1].product_bytes, layers, lambda key: key)
+        flops = straight_on(runs[0].flops, runs[1].flops, layers, lambda key: key[0])
+    return GroupCost(
+        bytes={slot: size for slot, size in read.items() if size},
+        flops={slot: count for (slot, _), count in flops.items() if count},
+        seconds=group_size / frame_rate,
+    )
+
+
+def _say(model: SpeechLM, context: int, streams: int) -> OperationTrace:
+    head, backbone = model.head, model.backbone
     assert head is not None
-    model.eval()
     trace = OperationTrace(model)
     with trace, trace.watching(), torch.no_grad():
         weight = backbone.output_weight
@@ -73,15 +91,7 @@ def trace_group(model: SpeechLM, frame_rate: float, context: int = 512, streams:
             torch.nn.functional.linear(hidden, weight)
         with trace.slot("head"):
             head.step(hidden, state, _first, line[:, 0] if head.needs_text else None)
-    model.train(training)
-    flops: dict[str, int] = {}
-    for (slot, _), count in trace.flops.items():
-        flops[slot] = flops.get(slot, 0) + count
-    return GroupCost(
-        bytes={slot: size for slot, size in trace.product_bytes.items() if size},
-        flops={slot: count for slot, count in flops.items() if count},
-        seconds=head.group_size / frame_rate,
-    )
+    return trace
 
 
 def _first(logits: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ def compare_rates(
     half: bool = False,
     repeats: float = 1.0,
     utilisation: float | None = None,
+    fold: bool = False,
 ) -> RateComparison:
     """Cost of training on each batch and, with ``frame_rate``, of saying 200 ms of speech.
 
@@ -76,16 +77,17 @@ def compare_rates(
         half: Products run in bfloat16 on the device, and weights are read in it when speaking.
         repeats: Such batches to an optimizer step; the update's time is divided by it.
         utilisation: Share of the peak that training reaches; the machine's own when None.
+        fold: As in ``trace_line``.
     """
     coarsest = max((v.model.head.group_size for v in variants.values() if v.model.head is not None), default=1)
     costs = {}
     for name, variant in variants.items():
-        line = trace_line(variant.model, variant.batch, autocast)
+        line = trace_line(variant.model, variant.batch, autocast, fold)
         group, seconds = None, 0.0
         if frame_rate is not None and variant.model.head is not None:
             stretched = context * coarsest // variant.model.head.group_size
             spoken = hollow(variant.model, torch.bfloat16) if half else variant.model
-            group = trace_group(spoken, frame_rate, stretched)
+            group = trace_group(spoken, frame_rate, stretched, fold=fold)
             seconds = group.total_bytes / machine.bandwidth * 0.2 / group.seconds
         time = step_time(line, machine, half=half, utilisation=utilisation)
         costs[name] = RateCost(line, time.compute + time.optimizer / repeats, group, seconds)

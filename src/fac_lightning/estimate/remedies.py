@@ -43,6 +43,7 @@ def fewer_positions(line: LineCost, share: float) -> LineCost:
         line,
         flops=_scaled(line.flops, share),
         traffic=_scaled(line.traffic, share),
+        expert_flops=_scaled(line.expert_flops, share),
         memory=replace(
             memory,
             forward=_scaled(memory.forward, share),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fac_lightning.estimate.operations import is_view, operation_bytes, operation_flops
 from fac_lightning.estimate.shapes import ShapesOnly, tensors_in
 
-__all__ = ["OperationTrace", "Phase", "StepMemory"]
+__all__ = ["OUTSIDE", "Moments", "OperationTrace", "Phase", "StepMemory", "fullest"]
 
 #: What is in no slot of the model: the product of hidden states with the text vocabulary, above all.
 OUTSIDE = "text_output"
@@ -47,25 +47,37 @@ class StepMemory:
         return max(sum(self.forward.values()) + self.gradients, self.backward_total)
 
 
+#: Slot that runs -> bytes by slot at the moment of its run that holds most.
+Moments = dict[str, dict[str, int]]
+
+
+def fullest(moments: Moments) -> dict[str, int]:
+    """The moment that holds most."""
+    return max(moments.values(), key=lambda moment: sum(moment.values()), default={})
+
+
 @dataclass
 class _Account:
-    """Bytes that are alive, by slot, and the moment with most of them."""
+    """Bytes that are alive, by slot, and of every slot that runs the moment with most of them."""
 
     live: Counter[str] = field(default_factory=Counter)
     total: int = 0
-    most: int = 0
-    at_most: dict[str, int] = field(default_factory=dict)
+    most: Counter[str] = field(default_factory=Counter)
+    moments: Moments = field(default_factory=dict)
 
     def add(self, slot: str, size: int) -> None:
         self.live[slot] += size
         self.total += size
 
-    def look(self) -> None:
-        if self.total > self.most:
-            self.most, self.at_most = self.total, dict(self.live)
+    def look(self, slot: str) -> None:
+        if self.total > self.most[slot]:
+            self.most[slot], self.moments[slot] = self.total, dict(self.live)
 
-    def again(self) -> None:
-        self.most, self.at_most = 0, {}
+    def anew(self) -> Moments:
+        """What was seen; from here on all moments are new."""
+        seen, self.moments = self.moments, {}
+        self.most.clear()
+        return seen
 
 
 class OperationTrace(ShapesOnly):
@@ -80,6 +92,7 @@ class OperationTrace(ShapesOnly):
         self.model = model
         self.flops: Counter[tuple[str, Phase]] = Counter()
         self.bytes: Counter[tuple[str, Phase]] = Counter()
+        self.expert_flops: Counter[str] = Counter()  # slot -> operations of grouped products
         self.product_bytes: Counter[str] = Counter()  # slot -> bytes of matrix products, convolutions and attention
         self._slots: list[str] = []
         self._borders: tuple[list[int], list[str]] = ([0], [OUTSIDE])  # numbers of autograd -> slot from there on
@@ -87,7 +100,7 @@ class OperationTrace(ShapesOnly):
         self._known: dict[int, Any] = {}  # storages that are alive or were there before
         self._gradients = 0
         self._backward_total = 0
-        self._forward_peak: dict[str, int] = {}
+        self.forward_moments: Moments = {}
 
     def seen(
         self, func: Any, tensors: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
@@ -106,9 +119,11 @@ class OperationTrace(ShapesOnly):
         self.bytes[slot, phase] += size
         if flops:
             self.product_bytes[slot] += size
+            if func._overloadpacket is torch.ops.aten._grouped_mm:
+                self.expert_flops[slot] += flops
         for leaf in made:
             self._keep(leaf, slot)
-        self._account.look()
+        self._account.look(slot)
         self._backward_total = max(self._backward_total, self._account.total + self._gradients)
 
     @contextmanager
@@ -141,19 +156,24 @@ class OperationTrace(ShapesOnly):
         """Count anew from here on; what is alive stays known."""
         self.flops.clear()
         self.bytes.clear()
+        self.expert_flops.clear()
         self.product_bytes.clear()
 
     def begin_backward(self) -> None:
         """From here on it is the backward pass."""
-        self._forward_peak = self._account.at_most
-        self._account.again()
+        self.forward_moments = self._account.anew()
         self._backward_total = self._account.total
+
+    @property
+    def backward_moments(self) -> Moments:
+        """Of the backward pass so far; gradients of weights are left out."""
+        return self._account.moments
 
     def memory(self) -> StepMemory:
         """What the step held."""
         return StepMemory(
-            forward=self._forward_peak,
-            backward=self._account.at_most,
+            forward=fullest(self.forward_moments),
+            backward=fullest(self.backward_moments),
             backward_total=self._backward_total,
             gradients=self._gradients,
         )
