@@ -32,7 +32,7 @@ def test_shares_follow_weight_and_temperature():
     assert mixing_shares([10, 10], 1, [None, 30.0]).tolist() == pytest.approx([0.25, 0.75])
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         mixing_shares([1], 0)
-    with pytest.raises(ValueError, match="weight of the source a must be above 0, got 0.0; leave the source out"):
+    with pytest.raises(ValueError, match=r"weight of the source a must be above 0, got 0\.0; leave the source out"):
         DataSource("a", weight=0.0)
 
 
