@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from fac_lightning.data.dialogue import read_dialogues
 from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_INSTRUCTION, ChatFormat
@@ -17,12 +18,14 @@ MAX_CACHED_TEXTS = 200_000
 class CachedChatFormat(ChatFormat):
     """A ``ChatFormat`` that encodes each text once; rows of later epochs cost no tokenisation."""
 
+    max_texts: ClassVar[int] = MAX_CACHED_TEXTS
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; do not change the list."""
         cache: dict[str, list[int]] = self.__dict__.setdefault("_cache", {})
         ids = cache.get(text)
         if ids is None:
-            if len(cache) >= MAX_CACHED_TEXTS:
+            if len(cache) >= self.max_texts:
                 cache.clear()
             ids = cache[text] = super().encode(text)
         return ids

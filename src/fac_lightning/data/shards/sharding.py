@@ -269,7 +269,7 @@ def _counted(shards: list[ShardIndex], codes_of: CodesOf | None) -> dict[str, An
     """The summary of finished shards."""
 
     def total(name: str) -> float:
-        return sum(shard.made[name] for shard in shards)
+        return float(sum(shard.made[name] for shard in shards))
 
     rows = [shard.rows for shard in shards]
     if not sum(rows):

@@ -19,6 +19,7 @@ from fac_lightning.data.stats.density import DensestReplies
 from fac_lightning.data.stats.histogram import Histogram
 from fac_lightning.data.stats.page import stats_page
 from fac_lightning.data.stats.tally import Tally, count_edges
+from fac_lightning.data.text import CachedChatFormat
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.replies import GroupEnd
 from fac_lightning.text_tokenizer import load_text_tokenizer
@@ -29,6 +30,12 @@ __all__ = ["DialogueStats"]
 
 SIDES = ("user", "assistant")
 ENCODER_RATE = 16000  # Hz; only the ratio to the positions' rate matters, clips are never read
+
+
+class _Chat(CachedChatFormat):
+    """Encodes once what all dialogues have, marks and prompts, and once what a turn says."""
+
+    max_texts = 1000
 
 
 class DialogueStats:
@@ -81,7 +88,7 @@ class DialogueStats:
             FileNotFoundError: A path does not exist.
             ValueError: A manifest is damaged or empty.
         """
-        chat = None if self.text_tokenizer is None else ChatFormat(load_text_tokenizer(self.text_tokenizer))
+        chat = None if self.text_tokenizer is None else _Chat(load_text_tokenizer(self.text_tokenizer))
         sides, modes = {side: Tally() for side in SIDES}, Counter(dict.fromkeys(MODES, 0))
         turns, positions = Histogram(count_edges, whole=True), Histogram(count_edges, whole=True)
         dense = DensestReplies(self.densest)
