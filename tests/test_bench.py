@@ -293,3 +293,18 @@ def test_the_headline_compares_equal_speech():
     report = run_benchmark(find_benchmark("headline"), BenchSettings(rounds=1))
     assert len({cell.work["audio_s"] for cell in report.cells}) == 1
     assert report.findings["25 Hz / 5 Hz, FLOPs"] > 1.6
+
+
+def test_one_answer_is_said_by_all_ways():
+    report = run_benchmark(find_benchmark("generate"), BenchSettings(rounds=1))
+    assert {cell.work["groups"] for cell in report.cells} == {25.0}
+    assert all(
+        cell.values["first ms"] > 0 and cell.values["p95 ms"] >= cell.values["group ms"] for cell in report.cells
+    )
+    assert len(report.findings) == 4
+
+
+def test_answers_given_at_once_are_those_given_one_after_another():
+    report = run_benchmark(find_benchmark("serve"), BenchSettings(rounds=1))
+    assert report.findings["identical answers"] == 1
+    assert report["16 at once"].work == report["one after another"].work
