@@ -94,6 +94,8 @@ HOUSE: dict[str, Room] = {
         },
         never=TRAINING,
     ),
+    # Runs built models on tensors without numbers; recipes and devices are for the command line to bring together.
+    "estimate": Room(TOOLS | BASES | {"models"}, never=TRAINING | {"transformers"}),
     "serving": Room(TOOLS | BASES | {"generation"}, never=TRAINING),
     # What is timed is everything, each beside plainer ways; only the command line asks for it.
     "bench": Room(EVERYTHING),
