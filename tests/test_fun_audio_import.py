@@ -394,9 +394,7 @@ def test_damaged_codes_are_told(tmp_path):
     for old, new in (('"data": "', '"data": "?'), ('"<u2"', '"<O8"'), ("[2, 1]", "[3, 1]")):
         text = manifest.read_text()
         manifest.write_text(text.replace(old, new))
-        with pytest.raises(
-            ValueError, match=r"cut 'd', turn 0: stored codes cannot be read .* write the dialogue again"
-        ):
+        with pytest.raises(ValueError, match=r"FAC-D15: damaged codes in cut 'd', turn 0: .* Write the dialogue again"):
             list(read_dialogues(tmp_path))
         manifest.write_text(text)
 

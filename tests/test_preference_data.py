@@ -125,7 +125,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path):
     [
         ('{"id": "a"}', r"pairs.jsonl, line 1: no preference pair \(KeyError: 'prompt'\); a line is"),
         ('{"id": "a", "prompt": {"dialogue": "d", "turns": 1}, "chosen": {"text": "x"}, "rejected": {}}', "'text'"),
-        ("nonsense", "line 1: not a JSON object"),
+        ("nonsense", "FAC-D15: not a JSON object with 'id' in .*pairs.jsonl, line 1: got 'nonsense'"),
     ],
 )
 def test_a_bad_line_is_told(tmp_path, line, message):

@@ -151,9 +151,7 @@ def test_bad_audio_is_told_and_counted_and_the_rest_is_made(tmp_path, capsys):
     sound = {file.name: file.read_bytes() for file in sorted((folder / "audio").glob("*-assistant.flac"))}
     (folder / "audio" / "d1-assistant.flac").unlink()
     (folder / "audio" / "d3-assistant.flac").write_bytes(sound["d3-assistant.flac"][:900])
-    lines = (folder / "cuts.jsonl").read_text().splitlines()
-    lines[4] = lines[4].replace('"source": "audio/d4-assistant.flac"', '"source": "cat audio/d4-assistant.flac |"')
-    (folder / "cuts.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "audio" / "d4-assistant.flac").write_bytes(b"")
     words = ["tokenize", str(folder), "--tokenizer", node(log)]
     for made in (6, 0):
         assert main(words) == 3
@@ -165,18 +163,26 @@ def test_bad_audio_is_told_and_counted_and_the_rest_is_made(tmp_path, capsys):
         assert [line.split("dialogue ")[1].split(":")[0] for line in told] == [
             f"'d{i}', turn {turn}" for i in (1, 3, 4) for turn in (1, 3)
         ]
-        assert "cannot be read" in told[0]
-        assert "manifests that run commands are refused" in told[4]
+        assert "FAC-A01: missing audio file" in told[0]
+        assert "FAC-A02: empty audio file" in told[4]
         listed = [json.loads(line) for line in (codes_folder(folder) / "bad_audio.jsonl").read_text().splitlines()]
         assert [(one["id"], one["turn"]) for one in listed[:2]] == [("d1", 1), ("d1", 3)]
     assert len(clips(log)) == 6
     for name, data in sound.items():
         (folder / "audio" / name).write_bytes(data)
-    lines[4] = lines[4].replace('"source": "cat audio/d4-assistant.flac |"', '"source": "audio/d4-assistant.flac"')
-    (folder / "cuts.jsonl").write_text("\n".join(lines) + "\n")
     assert main(words) == 0
     assert not (codes_folder(folder) / "bad_audio.jsonl").exists()
     assert len(clips(log)) == 12
+
+
+def test_a_manifest_that_runs_commands_is_refused_as_a_whole(tmp_path, capsys):
+    folder, log = write(tmp_path / "world"), tmp_path / "log"
+    text = (folder / "cuts.jsonl").read_text()
+    bad = text.replace('"source": "audio/d4-assistant.flac"', '"source": "cat audio/d4-assistant.flac |"')
+    (folder / "cuts.jsonl").write_text(bad)
+    assert main(["tokenize", str(folder), "--tokenizer", node(log)]) == 3
+    assert "manifests that run commands are refused" in capsys.readouterr().err
+    assert not clips(log)
 
 
 def test_a_part_is_closed_when_it_is_large(tmp_path, monkeypatch):

@@ -112,13 +112,15 @@ class FrameEnd(ReplyRule):
     def cut(self, codes: np.ndarray, geometry: SpeechGeometry) -> ReplyGroups:
         """Groups of a reply's codes ``(T, Q)``; see ``ReplyRule.cut``."""
         k, q, size = geometry.group_size, geometry.num_codebooks, geometry.codebook_size
-        stream = np.pad(_checked(codes, geometry), ((0, 1), (0, 0)), constant_values=eos_code(size))
-        lead = np.full((self.lead_in, k, q), bos_code(size), dtype=np.int64)
-        return ReplyGroups(
-            codes=np.concatenate([lead, _grouped(stream, k, pad_code(size))]),
-            labels=_grouped(stream, k, IGNORE),
-            first=self.lead_in,
-        )
+        stream, frames, lead = _checked(codes, geometry), len(codes), self.lead_in * k
+        groups = np.empty((lead + _filled(frames + 1, k), q), dtype=np.int64)
+        groups[:lead] = bos_code(size)
+        groups[lead : lead + frames] = stream
+        groups[lead + frames :] = pad_code(size)
+        groups[lead + frames] = eos_code(size)
+        labels = groups[lead:].copy()
+        labels[frames + 1 :] = IGNORE
+        return ReplyGroups(groups.reshape(-1, k, q), labels.reshape(-1, k, q), first=self.lead_in)
 
     def close(self, groups: Tensor, codebook_size: int) -> ClosedGroups:
         """The first frame with a special code becomes ``eos``, what follows ``pad``."""
@@ -173,14 +175,16 @@ class GroupEnd(ReplyRule):
     def cut(self, codes: np.ndarray, geometry: SpeechGeometry) -> ReplyGroups:
         """Groups of a reply's codes ``(T, Q)``; see ``ReplyRule.cut``."""
         k, q, size = geometry.group_size, geometry.num_codebooks, geometry.codebook_size
-        lead = ((self.lead_in_codes, 0), (0, 0))
-        stream = np.pad(_checked(codes, geometry), lead, constant_values=bos_code(size))
-        end = np.full((1, k, q), eos_code(size), dtype=np.int64)
-        return ReplyGroups(
-            codes=_grouped(stream, k, pad_code(size)),
-            labels=np.concatenate([_grouped(stream, k, IGNORE), end]),
-            first=0,
-        )
+        stream, lead = _checked(codes, geometry), self.lead_in_codes
+        end = lead + len(codes)
+        filled = _filled(end, k)
+        labels = np.full((filled + k, q), IGNORE, dtype=np.int64)
+        labels[:lead] = bos_code(size)
+        labels[lead:end] = stream
+        labels[filled:] = eos_code(size)
+        groups = labels[:filled].copy()
+        groups[end:] = pad_code(size)
+        return ReplyGroups(groups.reshape(-1, k, q), labels.reshape(-1, k, q), first=0)
 
     def close(self, groups: Tensor, codebook_size: int) -> ClosedGroups:
         """From the first frame with an ``eos`` on, all becomes ``eos``."""
@@ -220,16 +224,15 @@ def close_group(codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
 
 
 def _checked(codes: np.ndarray, geometry: SpeechGeometry) -> np.ndarray:
-    """Codes ``(T, Q)`` as int64."""
+    """Codes ``(T, Q)``, if they have the model's codebooks."""
     if codes.ndim != 2 or codes.shape[1] != geometry.num_codebooks:
         raise ValueError(
             f"codes have the shape {codes.shape}; the model has {geometry.num_codebooks} codebooks: (T, "
             f"{geometry.num_codebooks}). Give data and model the same tokenizer"
         )
-    return codes.astype(np.int64)
+    return codes
 
 
-def _grouped(stream: np.ndarray, group_size: int, fill: int) -> np.ndarray:
-    """A stream ``(T, Q)`` as groups ``(ceil(T / k), k, Q)``, the last one filled."""
-    filled = np.pad(stream, ((0, -len(stream) % group_size), (0, 0)), constant_values=fill)
-    return filled.reshape(-1, group_size, stream.shape[1])
+def _filled(frames: int, group_size: int) -> int:
+    """Frames of the groups that hold ``frames``."""
+    return -(-frames // group_size) * group_size

@@ -11,6 +11,9 @@ __all__ = ["main"]
 
 #: what is done to data -> its line in the overview
 VERBS: dict[str, str] = {
+    "check": "everything that is wrong with manifests and audio, a line each",
+    "shard": "pack dialogues into few large files, for training on many",
+    "import": "other people's training data as a dialogues folder",
     "stats": "hours, turns, lengths, voices, modes, text denser than speech; as a table and a page",
 }
 

@@ -5,6 +5,7 @@ from fac_lightning.data.code_extraction import CodeExtraction
 from fac_lightning.data.codec_data import CodecDataModule
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.data_check import CheckResult, DataCheck
 from fac_lightning.data.dialogue import (
     Dialogue,
     DialogueWriter,
@@ -15,7 +16,27 @@ from fac_lightning.data.dialogue import (
     read_dialogues,
 )
 from fac_lightning.data.distorted import DistortedDialogues
-from fac_lightning.data.importers import FunAudioChatImport, export_fun_audio_chat_json
+from fac_lightning.data.errors import BadData
+from fac_lightning.data.importers import (
+    COLUMN_MAPS,
+    IMPORT_FORMATS,
+    ColumnMap,
+    DialogueImport,
+    FunAudioChatImport,
+    HuggingFaceImport,
+    ImportFormat,
+    ImportOptions,
+    KaldiImport,
+    LhotseImport,
+    MoshiImport,
+    NemoImport,
+    ShareGPTImport,
+    SlamOmniImport,
+    SoundFolderImport,
+    export_fun_audio_chat_json,
+    guess_format,
+)
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.kmeans_training import KMeansTraining
 from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
@@ -32,6 +53,7 @@ from fac_lightning.data.preference_pairs import (
 from fac_lightning.data.reference_store import ReferenceStore
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
+from fac_lightning.data.shards import DialogueSharding, ShardCorpus, ShardFolder, open_source, read_shards
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.stats import DialogueStats
 from fac_lightning.data.swapped_answers import SwappedAnswers
@@ -42,14 +64,22 @@ from fac_lightning.data.turn_codes import TurnCodes
 from fac_lightning.data.world import Fact, Question, World
 
 __all__ = [
+    "COLUMN_MAPS",
+    "IMPORT_FORMATS",
+    "BadData",
     "Budget",
+    "CheckResult",
     "Clip",
     "CodeExtraction",
     "CodeStore",
     "CodecDataModule",
+    "ColumnMap",
     "Corpus",
     "CorpusItem",
+    "DataCheck",
     "Dialogue",
+    "DialogueImport",
+    "DialogueSharding",
     "DialogueSource",
     "DialogueStats",
     "DialogueSynthesis",
@@ -57,10 +87,18 @@ __all__ = [
     "DistortedDialogues",
     "Fact",
     "FunAudioChatImport",
+    "HuggingFaceImport",
+    "ImportFormat",
+    "ImportOptions",
+    "IntakeLimits",
     "JsonlDialogues",
     "KMeansTraining",
+    "KaldiImport",
+    "LhotseImport",
     "LinearModes",
     "ModeSchedule",
+    "MoshiImport",
+    "NemoImport",
     "PairCorpus",
     "PreferenceDataModule",
     "PreferencePair",
@@ -69,6 +107,11 @@ __all__ = [
     "ReferenceStore",
     "Row",
     "RowSource",
+    "ShardCorpus",
+    "ShardFolder",
+    "ShareGPTImport",
+    "SlamOmniImport",
+    "SoundFolderImport",
     "SpeechChatDataModule",
     "SpokenTurn",
     "SwappedAnswers",
@@ -82,14 +125,17 @@ __all__ = [
     "collate_line",
     "export_fun_audio_chat_json",
     "fit_mode",
+    "guess_format",
     "lay_out",
     "load_turn_audio",
     "load_turn_codes",
     "make_sentences",
+    "open_source",
     "pack_lines",
     "read_cuts",
     "read_dialogues",
     "read_pairs",
+    "read_shards",
     "share_totals",
     "tokenizer_fingerprint",
 ]

@@ -10,13 +10,13 @@ from itertools import islice
 from typing import Any, Literal
 
 from fac_lightning.data.augmentation import Augmentation, AugmentedPlanner, refuse_remembering
-from fac_lightning.data.corpus import Corpus
 from fac_lightning.data.distortions import Distortion
 from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packed_module import PackedDataModule
 from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import RowSource
+from fac_lightning.data.shards import open_source
 from fac_lightning.data.stream import FixedLines, LineStream, StreamPlace, fill, sample_rate
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.tokenizers.base import SpeechTokenizer
@@ -39,7 +39,8 @@ class SpeechChatDataModule(PackedDataModule):
     last step it made. Validation is one pass in fixed order.
 
     Args:
-        train: Dialogues folder or manifest, or several, or a mix: a name for each ``DataSource`` (or path).
+        train: Dialogues folder or manifest, or several, or shards (folder, pattern, URL), or a mix: a name for each
+            ``DataSource`` (or path).
         text_tokenizer: Hub id or folder of the text tokenizer.
         val: Dialogues for validation.
         tokenizer: Speech tokenizer; needed by the modes that say speech.
@@ -220,8 +221,7 @@ class SpeechChatDataModule(PackedDataModule):
 
     def _describe(self, planner: RowPlanner, place: float) -> dict[str, Any]:
         source = planner.source
-        counts = source.describe() if isinstance(source, Corpus) else {"dialogues": len(source)}
-        report: dict[str, Any] = {**counts, "rows": self._count_modes(source, place)}
+        report: dict[str, Any] = {**source.describe(), "rows": self._count_modes(source, place)}
         if place == 0.0 and self.mode_schedule is not None:
             report["rows_at_end"] = self._count_modes(source, math.inf)
         return report
@@ -246,7 +246,7 @@ class SpeechChatDataModule(PackedDataModule):
     def _source(self, paths: list[str], own: DataSource | None) -> RowSource:
         """The dialogues of ``paths``."""
         prompts = {**(self.system_prompts or {}), **((own and own.system_prompts) or {})}
-        return Corpus(
+        return open_source(
             paths,
             self.chat,
             self.geometry,

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from fac_lightning.data.audio import Span, read_span
+from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.workers import WorkerPool
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
@@ -26,8 +28,13 @@ class ClipCodes:
     """What became of a batch."""
 
     codes: dict[str, np.ndarray]  # (T, Q) int32 by key
-    bad: dict[str, str]  # why the audio of a key cannot be read
+    problems: dict[str, BadData]  # why the audio of a key cannot be used
     seconds: float  # of audio in the batch, bad or not
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Problems as text."""
+        return {key: str(problem) for key, problem in self.problems.items()}
 
 
 def code_spans(
@@ -112,17 +119,17 @@ class _Reader:
         self._bytes = 0
 
     def __call__(self, batch: Sequence[tuple[str, Span]]) -> ClipCodes:
-        bad: dict[str, str] = {}
+        bad: dict[str, BadData] = {}
         contents: dict[str, bytes] = {}
         fresh: dict[bytes, np.ndarray] = {}
         for key, span in batch:
             try:
                 samples = read_span(span, self.tokenizer.sample_rate)
-            except (ValueError, OSError) as error:
-                bad[key] = str(error)
+            except BadData as error:
+                bad[key] = error
                 continue
             if not len(samples):
-                bad[key] = f"recording {span.recording.id!r}: a turn without a single sample"
+                bad[key] = bad_data("FAC-A14", f"recording {span.recording.id!r}", "a turn without a single sample")
                 continue
             content = hashlib.blake2b(samples.tobytes(), digest_size=16).digest()
             contents[key] = content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from fac_lightning.data.audio import Span
@@ -11,11 +13,15 @@ from fac_lightning.data.lhotse_setup import import_lhotse
 
 __all__ = ["SIDES", "clip_spans", "shortened"]
 
+log = logging.getLogger(__name__)
+
 SIDES = {"user": ("user",), "assistant": ("assistant",), "both": ("user", "assistant")}
 
 
 def clip_spans(source: str | Path, side: str = "both") -> list[Span]:
     """Every spoken turn of a dialogues folder or manifest; every file of a folder of sound files, or a file alone.
+
+    Of files with several channels the first is taken, and a warning says how many there are.
 
     Args:
         source: A folder with ``cuts.jsonl``, a manifest, or sound files (folders inside are searched too).
@@ -27,7 +33,10 @@ def clip_spans(source: str | Path, side: str = "both") -> list[Span]:
     """
     path = Path(source)
     if not ((path.is_dir() and (path / "cuts.jsonl").is_file()) or path.name.endswith((".jsonl", ".jsonl.gz"))):
-        return [span for file in ClipFiles(str(path)).files if (span := _whole(file)).count]
+        spans = [span for file in ClipFiles(str(path)).files if (span := _whole(file)).count]
+        if several := sum(span.channel is not None for span in spans):
+            log.warning("%d of %d files in %s have several channels; the first is taken", several, len(spans), path)
+        return spans
     turns = (
         turn_span(cut, i)
         for cut in read_cuts(path)
@@ -42,7 +51,7 @@ def clip_spans(source: str | Path, side: str = "both") -> list[Span]:
 
 def shortened(span: Span, first: int, count: int) -> Span:
     """``count`` samples of a span from ``first`` on, at the recording's rate."""
-    return Span(span.recording, span.first + first, min(count, span.count - first))
+    return replace(span, first=span.first + first, count=min(count, span.count - first))
 
 
 def _whole(file: Path) -> Span:
@@ -62,4 +71,4 @@ def _whole(file: Path) -> Span:
         num_samples=told.frames,
         duration=told.frames / told.samplerate,
     )
-    return Span(recording, 0, told.frames)
+    return Span(recording, 0, told.frames, 0 if told.channels > 1 else None)

@@ -20,6 +20,8 @@ import torch
 from fac_lightning.data.audio import Span, check_sources, read_span
 from fac_lightning.data.clip_codes import code_spans
 from fac_lightning.data.dialogue import turn_span
+from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
 __all__ = ["CodeStore", "SpokenTurns", "tokenizer_fingerprint"]
@@ -54,7 +56,12 @@ class SpokenTurns:
 
     keys: dict[Turn, str]  # content of the audio; turns that sound alike may share one
     spans: dict[str, Span]  # where each content is
-    bad: dict[Turn, str]  # turns whose audio cannot be found, and why
+    problems: dict[Turn, BadData]  # turns whose audio cannot be found, and why
+
+    @property
+    def bad(self) -> dict[Turn, str]:
+        """Problems as text."""
+        return {turn: str(problem) for turn, problem in self.problems.items()}
 
 
 class CodeStore:
@@ -97,17 +104,23 @@ class CodeStore:
         What is made is saved batch by batch: an interrupted call is continued by the next.
 
         Raises:
-            ValueError: The audio of a turn cannot be read.
+            BadData: The audio of a turn cannot be used.
         """
+        codes, bad = self.complete_good(cuts, progress)
+        for problem in bad.values():
+            raise problem
+        return codes
+
+    def complete_good(
+        self, cuts: Iterable[Any], progress: bool = True
+    ) -> tuple[dict[Turn, np.ndarray], dict[Turn, BadData]]:
+        """As ``complete``, of the turns whose audio is good, and what is wrong with the others."""
         turns = self.survey(cuts)
-        for reason in turns.bad.values():
-            raise ValueError(reason)
         missing = {key: span for key, span in turns.spans.items() if key not in self}
-        keeps = True
+        keeps, bad = True, dict[str, BadData]()
         with closing(code_spans(self.tokenizer, missing, progress)) as batches:
             for made in batches:
-                for reason in made.bad.values():
-                    raise ValueError(reason)
+                bad |= made.problems
                 self._codes.update(made.codes)
                 try:
                     if keeps:
@@ -117,7 +130,8 @@ class CodeStore:
                     log.warning(
                         "Speech codes cannot be kept in %s (%s); they are computed again next time.", self.folder, error
                     )
-        return {turn: self._codes[key] for turn, key in turns.keys.items()}
+        codes = {turn: self._codes[key] for turn, key in turns.keys.items() if key not in bad}
+        return codes, turns.problems | {turn: bad[key] for turn, key in turns.keys.items() if key in bad}
 
     def survey(self, cuts: Iterable[Any], num_threads: int = 1, progress: bool = False) -> SpokenTurns:
         """Content of every spoken assistant turn; reads all audio files once, ``num_threads`` at a time."""
@@ -132,8 +146,8 @@ class CodeStore:
         for turn, span in spans.items():
             try:
                 key = _content_key(span, hashes)
-            except (ValueError, OSError) as error:
-                turns.bad[turn] = str(error)
+            except BadData as error:
+                turns.problems[turn] = error
             else:
                 turns.keys[turn] = key
                 turns.spans.setdefault(key, span)
@@ -176,7 +190,7 @@ def _drop_left_drafts(folder: Path) -> None:
             continue
 
 
-def _hash_files(spans: Iterable[Span], num_threads: int, progress: bool) -> dict[str, bytes | str]:
+def _hash_files(spans: Iterable[Span], num_threads: int, progress: bool) -> dict[str, bytes | BadData]:
     """Hash of the bytes of every file, or why it cannot be read."""
     from rich.console import Console
     from rich.progress import track
@@ -187,15 +201,15 @@ def _hash_files(spans: Iterable[Span], num_threads: int, progress: bool) -> dict
         if source.type == "file" and not span.recording.transforms:
             files.setdefault(source.source, span.recording)
 
-    def read(item: tuple[str, Any]) -> bytes | str:
+    def read(item: tuple[str, Any]) -> bytes | BadData:
         path, recording = item
         try:
             check_sources(recording)
             return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest()
-        except ValueError as error:
-            return str(error)
+        except BadData as error:
+            return error
         except OSError as error:
-            return f"recording {recording.id!r}: its audio cannot be read ({error})"
+            return bad_data("FAC-A01", f"{path}, recording {recording.id!r}", error.strerror or str(error))
 
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)
@@ -208,12 +222,12 @@ def _hash_files(spans: Iterable[Span], num_threads: int, progress: bool) -> dict
         pool.shutdown(cancel_futures=True)  # an interrupted survey does not read on
 
 
-def _content_key(span: Span, hashes: Mapping[str, bytes | str]) -> str:
+def _content_key(span: Span, hashes: Mapping[str, bytes | BadData]) -> str:
     """Hash of the bytes that hold a turn's audio, and its place in them."""
     source = span.recording.sources[0]
     if source.type != "file" or span.recording.transforms:
         return hashlib.blake2b(read_span(span).tobytes(), digest_size=16).hexdigest()
     found = hashes[source.source]
-    if isinstance(found, str):
-        raise ValueError(found)
+    if isinstance(found, BadData):
+        raise found
     return hashlib.blake2b(found + f"{span.first}+{span.count}".encode(), digest_size=16).hexdigest()

@@ -21,6 +21,8 @@ from urllib.parse import quote
 import numpy as np
 
 from fac_lightning.data.audio import Span, read_span
+from fac_lightning.data.intake.cases import bad_data
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.lhotse_setup import import_lhotse
 from fac_lightning.data.manifest import Manifest, drop_partial_line, manifest_path, read_records
 from fac_lightning.data.turn_codes import TurnCodes
@@ -192,10 +194,15 @@ class DialogueWriter:
         return recording, spans
 
 
-def read_cuts(path: str | Path) -> Any:
-    """Lazy lhotse ``CutSet`` of a dialogues folder or manifest; paths are resolved against the manifest's folder."""
+def read_cuts(path: str | Path, limits: IntakeLimits | None = None) -> Any:
+    """Lazy lhotse ``CutSet`` of a dialogues folder or manifest; paths are resolved against the manifest's folder.
+
+    Args:
+        path: Folder or manifest.
+        limits: Where sources may lead; the default when None.
+    """
     file = manifest_path(path)
-    return import_lhotse().CutSet(Manifest(file))
+    return import_lhotse().CutSet(Manifest(file, limits))
 
 
 def read_dialogues(path: str | Path, audio: bool = True, sample_rate: int | None = None) -> Iterator[Dialogue]:
@@ -247,7 +254,8 @@ def turn_span(cut: Any, index: int) -> Span | None:
         return None
     start = supervision.start + (cut.start if user else 0.0)
     rate = recording.sampling_rate
-    return Span(recording, round(start * rate), round(supervision.duration * rate))
+    channel = cut.channel if user and isinstance(cut.channel, int) and recording.num_channels > 1 else None
+    return Span(recording, round(start * rate), round(supervision.duration * rate), channel)
 
 
 def load_turn_audio(cut: Any, index: int, sample_rate: int | None = None) -> tuple[np.ndarray | None, int | None]:
@@ -268,7 +276,7 @@ def load_turn_codes(cut: Any, index: int) -> TurnCodes | None:
     """Codes that come with a turn; None for a turn without.
 
     Raises:
-        ValueError: What is stored is damaged.
+        BadData: FAC-D15: what is stored is damaged.
     """
     record = (cut.supervisions[index].custom or {}).get("codes")
     if record is None:
@@ -276,7 +284,8 @@ def load_turn_codes(cut: Any, index: int) -> TurnCodes | None:
     try:
         return TurnCodes.from_record(record)
     except ValueError as error:
-        raise ValueError(f"cut {cut.id!r}, turn {index}: {error}; write the dialogue again") from error
+        where, rule, what = f"cut {cut.id!r}, turn {index}", "codes as they were stored", "damaged codes"
+        raise bad_data("FAC-D15", where, str(error), rule, "Write the dialogue again", what) from error
 
 
 def _check_parts(turn: Turn, what: str) -> None:

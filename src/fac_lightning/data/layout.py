@@ -180,13 +180,15 @@ def lay_out(
 
 
 class _Layout:
-    """Pieces of a row under construction; ``length`` is the next free position."""
+    """Pieces of a row under construction; ``len(ids)`` is the next free position.
+
+    A row is laid out whenever it is trained on, so token ids are kept in one list and become an array once.
+    """
 
     def __init__(self, chat: ChatFormat, geometry: SpeechGeometry | None, reply: ReplyRule) -> None:
         self.chat, self.geometry, self.reply = chat, geometry, reply
-        self.length = 0
-        self.ids: list[np.ndarray] = []
-        self.mask: list[np.ndarray] = []
+        self.ids: list[int] = []
+        self.heard: list[tuple[int, int]] = []  # spans [first, last) of the user's speech, where no text is embedded
         self.labels: list[tuple[int, int]] = []  # spans [first, last) whose next token is learned
         self.codes: list[np.ndarray] = []
         self.code_positions: list[np.ndarray] = []
@@ -197,12 +199,10 @@ class _Layout:
         self.audio_seconds = self.reply_seconds = 0.0
         self.lost_text = 0
 
-    def text(self, ids: Sequence[int] | np.ndarray, embedded: bool = True) -> int:
+    def text(self, ids: Sequence[int]) -> int:
         """Append positions; returns the first one."""
-        first = self.length
-        self.ids.append(np.asarray(ids, dtype=np.int64))
-        self.mask.append(np.full(len(ids), embedded))
-        self.length += len(ids)
+        first = len(self.ids)
+        self.ids.extend(ids)
         return first
 
     def user(self, turn: SpokenTurn, speech: bool, before: str = "", after: str = "") -> None:
@@ -217,28 +217,30 @@ class _Layout:
 
     def assistant(self, turn: SpokenTurn, speech: bool, chain: Sequence[int] = ()) -> None:
         self.text(self.chat.assistant_open())
-        first = self.length - 1
+        first = len(self.ids) - 1
         if speech:
             self.text(chain)
             self._said(turn)
         else:
             self.text(self.chat.encode(turn.text))
         end = self.text(self.chat.close())
-        self.labels.append((first, self.length - 1 if self.reply.learns_newline else end))
+        self.labels.append((first, len(self.ids) - 1 if self.reply.learns_newline else end))
 
     def _heard(self, turn: SpokenTurn) -> None:
         """The user's speech."""
         assert turn.clip is not None
         geometry = self._geometry()
         positions = -(-turn.clip.num_samples // geometry.samples_per_position)
-        self.text([self.chat.audio_bos])
-        first = self.text(np.full(positions, self.chat.audio), embedded=False)
-        self.text([self.chat.audio_eos])
-        self.feature_positions.append(np.arange(first, first + positions))
+        self.ids.append(self.chat.audio_bos)
+        first = self.text([self.chat.audio] * positions)
+        self.ids.append(self.chat.audio_eos)
+        self.heard.append((first, first + positions))
+        places = np.arange(first, first + positions)
+        self.feature_positions.append(places)
         if geometry.user_codes:
             group = (positions, geometry.group_size, geometry.num_codebooks)
             self.codes.append(np.full(group, pad_code(geometry.codebook_size), dtype=np.int64))
-            self.code_positions.append(np.arange(first, first + positions))
+            self.code_positions.append(places)
         self.clips.append(turn.clip)
         self.audio_seconds += turn.clip.num_samples / geometry.sample_rate
 
@@ -246,17 +248,19 @@ class _Layout:
         """The assistant's speech, text and codes side by side."""
         assert turn.codes is not None
         said = self.reply.cut(turn.codes, self._geometry())
-        tokens, positions = np.asarray(self.chat.encode(turn.text), dtype=np.int64), len(said.codes)
-        if not self.reply.text_goes_on:
-            self.lost_text += max(0, len(tokens) - positions)
+        tokens, positions = self.chat.encode(turn.text), len(said.codes)
+        silent = positions - len(tokens)
+        if silent < 0 and not self.reply.text_goes_on:
+            self.lost_text -= silent
             tokens = tokens[:positions]
         opening = self.text([self.chat.audio_bos])
-        self.text(np.pad(tokens, (0, max(0, positions - len(tokens))), constant_values=self.chat.sil))
-        self.text([self.chat.audio_eos])
+        self.ids.extend(tokens)
+        self.ids.extend([self.chat.sil] * silent)  # none where it is negative
+        self.ids.append(self.chat.audio_eos)
         self.codes.append(said.codes)
-        self.code_positions.append(np.arange(positions) + opening + 1)
+        self.code_positions.append(np.arange(opening + 1, opening + 1 + positions))
         self.speech_labels.append(said.labels)
-        self.speech_positions.append(np.arange(len(said.labels)) + opening + said.first)
+        self.speech_positions.append(np.arange(opening + said.first, opening + said.first + len(said.labels)))
         self.reply_seconds += turn.seconds
 
     def _geometry(self) -> SpeechGeometry:
@@ -265,25 +269,36 @@ class _Layout:
         return self.geometry
 
     def row(self, row_id: str) -> Row:
-        ids = np.concatenate(self.ids)
-        labels = np.full(self.length, IGNORE, dtype=np.int64)
+        ids = np.array(self.ids, dtype=np.int64)
+        mask = np.empty(len(ids), dtype=bool)
+        mask.fill(True)
+        for first, last in self.heard:
+            mask[first:last] = False
+        labels = np.empty_like(ids)
+        labels.fill(IGNORE)
         for first, last in self.labels:
             labels[first:last] = ids[first + 1 : last + 1]
         shape = (0, self.geometry.group_size, self.geometry.num_codebooks) if self.geometry else (0, 1, 1)
-        grid, flat = [np.zeros(shape, np.int64)], [np.zeros(0, np.int64)]
         return Row(
             id=row_id,
             text_ids=ids,
-            text_mask=np.concatenate(self.mask),
+            text_mask=mask,
             text_labels=labels,
-            codes=np.concatenate(grid + self.codes),
-            code_positions=np.concatenate(flat + self.code_positions),
-            speech_positions=np.concatenate(flat + self.speech_positions),
-            speech_labels=np.concatenate(grid + self.speech_labels),
+            codes=_joined(self.codes, shape),
+            code_positions=_joined(self.code_positions),
+            speech_positions=_joined(self.speech_positions),
+            speech_labels=_joined(self.speech_labels, shape),
             reply_lengths=np.array([len(x) for x in self.speech_labels], dtype=np.int64),
-            feature_positions=np.concatenate(flat + self.feature_positions),
+            feature_positions=_joined(self.feature_positions),
             clips=tuple(self.clips),
             audio_seconds=self.audio_seconds,
             seconds=self.audio_seconds + self.reply_seconds,
             lost_text=self.lost_text,
         )
+
+
+def _joined(pieces: Sequence[np.ndarray], shape: tuple[int, ...] = (0,)) -> np.ndarray:
+    """Pieces end to end; an empty array of ``shape`` where there is none."""
+    if not pieces:
+        return np.zeros(shape, dtype=np.int64)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

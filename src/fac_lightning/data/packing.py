@@ -9,14 +9,13 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fac_lightning.data.layout import Clip, Cost, Row
-from fac_lightning.types import SpeechTextBatch, Waveforms
+from fac_lightning.types import IGNORE, SpeechTextBatch, Waveforms
 
 __all__ = ["Budget", "Packable", "collate_line", "pack_lines", "share_totals"]
 
@@ -140,39 +139,46 @@ def collate_line(rows: Sequence[Row], capacity: int, sample_rate: int = 0) -> Sp
     Raises:
         BadData: A clip cannot be read, or is not as long as it says.
     """
-    lengths = np.array([len(row) for row in rows])
+    lengths = np.array([len(row.text_ids) for row in rows])
     starts = lengths.cumsum() - lengths
-    text_labels = _joined([row.text_labels for row in rows])
-    speech_labels = _joined([row.speech_labels for row in rows])
+    text_labels = np.concatenate([row.text_labels for row in rows])
+    speech_labels = np.concatenate([row.speech_labels for row in rows])
+    arrays = {
+        "text_ids": np.concatenate([row.text_ids for row in rows]),
+        "text_mask": np.concatenate([row.text_mask for row in rows]),
+        "position_ids": np.arange(len(text_labels)) - np.repeat(starts, lengths),
+        "lengths": lengths,
+        "text_labels": text_labels,
+        "codes": np.concatenate([row.codes for row in rows]),
+        "code_positions": _shifted([row.code_positions for row in rows], starts),
+        "speech_positions": _shifted([row.speech_positions for row in rows], starts),
+        "speech_labels": speech_labels,
+        "reply_lengths": np.concatenate([row.reply_lengths for row in rows]),
+        "feature_positions": _shifted([row.feature_positions for row in rows], starts),
+    }
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return SpeechTextBatch(
-        text_ids=_joined([row.text_ids for row in rows]),
-        text_mask=_joined([row.text_mask for row in rows]),
-        position_ids=_joined([np.arange(n) for n in lengths]),
-        lengths=torch.from_numpy(lengths),
-        text_labels=text_labels,
-        codes=_joined([row.codes for row in rows]),
-        code_positions=_joined([row.code_positions + start for row, start in zip(rows, starts, strict=True)]),
-        speech_positions=_joined([row.speech_positions + start for row, start in zip(rows, starts, strict=True)]),
-        speech_labels=speech_labels,
-        reply_lengths=_joined([row.reply_lengths for row in rows]),
+        **tensors,
         audio=_waveforms([clip for row in rows for clip in row.clips], sample_rate),
-        feature_positions=_joined([row.feature_positions + start for row, start in zip(rows, starts, strict=True)]),
         capacity=capacity,
         seconds=sum(row.seconds for row in rows),
-        text_token_total=sum(row.num_text_labels for row in rows),
-        speech_token_total=sum(row.num_speech_labels for row in rows),
+        text_token_total=int(np.count_nonzero(text_labels != IGNORE)),
+        speech_token_total=int(np.count_nonzero(speech_labels != IGNORE)),
         ids=tuple(row.id for row in rows),
     )
+
+
+def _shifted(positions: Sequence[np.ndarray], starts: np.ndarray) -> np.ndarray:
+    """Positions in rows as positions in the line."""
+    shifts = np.repeat(starts, [len(each) for each in positions])
+    shifted: np.ndarray = np.concatenate(positions) + shifts
+    return shifted
 
 
 def share_totals(lines: Sequence[SpeechTextBatch]) -> list[SpeechTextBatch]:
     """The lines of one optimizer step, each with the labelled tokens of all of them as its totals."""
     text, speech = sum(x.text_token_total for x in lines), sum(x.speech_token_total for x in lines)
     return [replace(x, text_token_total=text, speech_token_total=speech) for x in lines]
-
-
-def _joined(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))
 
 
 def _waveforms(clips: Sequence[Clip], sample_rate: int) -> Waveforms:

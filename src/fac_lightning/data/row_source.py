@@ -88,6 +88,10 @@ class RowSource(ABC):
     def fingerprint(self) -> str:
         """Name of the content: the dialogues in their order and all that their rows depend on, but for settings."""
 
+    def describe(self) -> dict[str, float]:
+        """Counts of what is there."""
+        return {"dialogues": len(self)}
+
     def order(self, seed: int, epoch: int) -> Iterator[int]:
         """Every index once, in an order of this epoch's own.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn, read_cuts
+from fac_lightning.data.dialogue import Dialogue, DialogueWriter, Turn
+from fac_lightning.data.importers.base import check_settings, count_dialogues, write_bad, write_settings
 from fac_lightning.data.importers.fun_audio_json import (
     FRAME_RATE,
     SAMPLE_RATE,
@@ -30,7 +30,6 @@ __all__ = ["FunAudioChatImport"]
 
 log = logging.getLogger(__name__)
 
-SETTINGS = "settings.json"
 SHOWN = 20  # bad lines that a message lists
 
 
@@ -41,8 +40,8 @@ class FunAudioChatImport:
     (``TurnCodes``). Train on it with the model's sizes and no speech tokenizer, or with the one of that name, and with
     the lead-in that ``delay_tokens`` says. A system prompt that only says the mode is left to the mode.
 
-    Every line is checked before the first is written; what is wrong is told line by line. Calling ``run`` again goes
-    on where a killed run stopped.
+    Every line is checked before the first is written; what is wrong is told line by line. What is left out is listed in
+    ``bad.jsonl`` beside the manifest. Calling ``run`` again goes on where a killed run stopped.
 
     Args:
         source: JSON-lines file.
@@ -92,8 +91,7 @@ class FunAudioChatImport:
         settings = self._settings()
         bad = self.check()
         self._judge(bad)
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_settings(self.out, settings)
         with DialogueWriter(self.out) as writer:
             for number, parsed in self._parsed(skip=bad):
                 name = self._name(parsed, number)
@@ -105,7 +103,8 @@ class FunAudioChatImport:
                         self._judge({number: bad[number]})
             if not writer.done:
                 raise ValueError(f"{self.source} has no good line ({len(bad)} bad), so there is nothing to import")
-        summary = {**_summary(self.out), "bad_lines": len(bad), "delay_tokens": self.delay_tokens}
+        write_bad(self.out, [{"code": "FAC-I02", "text": text} for text in bad.values()])
+        summary = {**count_dialogues(self.out), "bad_lines": len(bad), "delay_tokens": self.delay_tokens}
         (self.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         return summary
 
@@ -197,30 +196,8 @@ class FunAudioChatImport:
             "codes": [self.tokenizer, self.codebook_size, self.delay_tokens],
             "sample_rate": self.sample_rate,
         }
-        made = self.out / SETTINGS
-        if made.exists():
-            old = json.loads(made.read_text(encoding="utf-8"))
-            if changed := sorted(key for key in settings if old.get(key) != settings[key]):
-                raise ValueError(
-                    f"{self.out} was made with another {', '.join(changed)} (see {SETTINGS} there); choose another "
-                    "folder, or delete this one to make it anew"
-                )
+        check_settings(self.out, settings)
         return settings
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """Counts of what is in a dialogues folder."""
-    counts: Counter[str] = Counter()
-    seconds = {"user": 0.0, "assistant": 0.0}
-    for cut in read_cuts(folder):
-        counts["dialogues"] += 1
-        for turn in cut.supervisions:
-            counts["turns"] += 1
-            if turn.custom["spoken"] or "codes" in turn.custom:
-                counts[f"spoken_{turn.speaker}_turns"] += 1
-                seconds[turn.speaker] += turn.duration
-    names = ("dialogues", "turns", "spoken_user_turns", "spoken_assistant_turns")
-    return {name: counts[name] for name in names} | {f"{role}_hours": n / 3600 for role, n in seconds.items()}
 
 
 def _duration(turn: JsonTurn) -> float:

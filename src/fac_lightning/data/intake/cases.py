@@ -95,7 +95,7 @@ def bad_data(
         what: What is wrong.
     """
     case = CASES[code]
-    shown = value if isinstance(value, str) else repr(value)
+    shown = (value.strip() or repr(value)) if isinstance(value, str) else repr(value)
     shown = shown if len(shown) <= 200 else f"{shown[:197]}..."
     told = (advice or case.advice).rstrip(".") + "."
     return BadData(code, what or case.what, where, shown, rule or case.rule, told)

@@ -39,7 +39,7 @@ class IntakeLimits:
     min_seconds: float = 0.2
     max_seconds: float = 14400.0
     max_frames: int = 2**31 - 1
-    min_sample_rate: int = 8000
+    min_sample_rate: int = 1000
     max_sample_rate: int = 192000
     max_channels: int = 8
     channels: int = 1

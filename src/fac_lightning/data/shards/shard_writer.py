@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,40 +83,28 @@ class ShardWriter:
         return index if whole else None
 
     def _write(self, task: ShardTask) -> ShardIndex:
-        drafts = {tar_name(name, task.number): name for name in self.fields}
-        tars = {name: TarField(self.folder / draft_name(file)) for file, name in drafts.items()}
+        drafts = {name: self.folder / draft_name(tar_name(name, task.number)) for name in self.fields}
         dtype = self._code_dtype(task.codes.values())
-        shard = _Shard(tars, self.audio, self.codes_of, dtype)
+        columns = next((codes.shape[1] for codes in task.codes.values()), 1)
         left_out: list[dict[str, str]] = []
-        try:
+        with ExitStack() as opened:
+            tars = {name: opened.enter_context(TarField(draft)) for name, draft in drafts.items()}
+            shard = _Shard(tars, self.audio, self.codes_of, dtype)
             for cut in task.cuts:
+                turns = [i for i in range(len(cut.supervisions)) if (cut.id, i) in task.codes]
                 try:
                     if cut.id in task.bad:
                         raise ValueError(task.bad[cut.id])
-                    shard.add(
-                        cut,
-                        {i: task.codes[cut.id, i] for i in range(len(cut.supervisions)) if (cut.id, i) in task.codes},
-                    )
+                    shard.add(cut, {i: task.codes[cut.id, i] for i in turns})
                 except (ValueError, OSError) as error:
                     if not self.skip_bad:
                         raise
                     left_out.append({"id": cut.id, "reason": str(error)})
-            columns = {CODES: next((codes.shape[1] for codes in task.codes.values()), 1)}
-            fields = {
-                name: tar.finish(dtype if name == CODES else "", columns.get(name, 0)) for name, tar in tars.items()
-            }
-        finally:
-            for tar in tars.values():
-                tar.__exit__(None, None, None)
-        return self._publish(task.number, list(drafts), fields, shard, left_out)
+            fields = {name: tar.finish(*((dtype, columns) if name == CODES else ())) for name, tar in tars.items()}
+        return self._publish(task.number, fields, shard, left_out)
 
     def _publish(
-        self,
-        number: int,
-        tars: list[str],
-        fields: dict[str, FieldIndex],
-        shard: _Shard,
-        left_out: list[dict[str, str]],
+        self, number: int, fields: dict[str, FieldIndex], shard: _Shard, left_out: list[dict[str, str]]
     ) -> ShardIndex:
         """Give everything its name, the index last: a shard that has one is whole."""
         lines = "".join(shard.lines).encode()
@@ -127,7 +116,7 @@ class ShardWriter:
         }
         for name, data in texts.items():
             (self.folder / draft_name(name)).write_bytes(data)
-        for name in [*tars, *texts]:
+        for name in [*(tar_name(one, number) for one in fields), *texts]:
             os.replace(self.folder / draft_name(name), self.folder / name)
         return index
 

@@ -91,13 +91,14 @@ class DialogueSharding:
         }
         if (done := _begun(self.out, settings)) and done.get("finished"):
             return done
+        if tokenizer is None and self.audio is None:
+            plan.check_kept()
         self.out.mkdir(parents=True, exist_ok=True)
         self._write_summary({"settings": settings, "finished": False})
         codes, bad = plan.stored, dict[str, str]()
         if tokenizer is not None and self.codes is not None:
             made, bad = self._make_codes(tokenizer, plan)
             codes = codes | made
-        self._check_kept(plan, codes, bad)
         writer = ShardWriter(self.out, plan.fields(self.audio, bool(codes)), self.audio, plan.codes_of, self.skip_bad)
         with WorkerPool(partial(_give, writer), self.num_workers) as pool:
             shards = list(_track(pool.map(self._tasks(plan, codes, bad)), len(plan.rows)))
@@ -145,15 +146,6 @@ class DialogueSharding:
             raise ValueError(f"dialogue {name!r}, turn {i}: {reason} (--skip-bad leaves such dialogues out)")
         codes = {turn: store[key] for turn, key in turns.keys.items() if turn not in told}
         return codes, {name: reason for (name, _), reason in told.items()}
-
-    def _check_kept(self, plan: _Plan, codes: Mapping[tuple[str, int], np.ndarray], bad: Mapping[str, str]) -> None:
-        """Without audio nothing may be lost but what was asked for."""
-        lost = [turn for turn in plan.spoken_replies if turn not in codes and turn[0] not in bad]
-        if self.audio is None and lost:
-            raise ValueError(
-                f"without audio nothing would be left of {len(lost)} spoken replies, such as turn {lost[0][1]} of "
-                f"dialogue {lost[0][0]!r}: name a tokenizer with --codes, or keep audio"
-            )
 
     def _tasks(
         self, plan: _Plan, codes: Mapping[tuple[str, int], np.ndarray], bad: Mapping[str, str]
@@ -214,6 +206,15 @@ class _Plan:
             )
         self.codes_of = CodesOf(names[0], tokenizer.frame_rate, fingerprint, tokenizer.codebook_size - 1)
 
+    def check_kept(self) -> None:
+        """Refuse to lose replies: they are left without audio, and nobody makes codes of them."""
+        if self.spoken_replies:
+            name, turn = self.spoken_replies[0]
+            raise ValueError(
+                f"without audio nothing would be left of {len(self.spoken_replies)} spoken replies, such as turn "
+                f"{turn} of dialogue {name!r}: name a tokenizer with --codes, or keep audio"
+            )
+
     def fields(self, audio: str | None, codes: bool) -> tuple[str, ...]:
         """Tars of every shard."""
         sides = [name for name in (RECORDING, REPLIES) if name in self.sides and audio is not None]
@@ -268,7 +269,7 @@ def _counted(shards: list[ShardIndex], codes_of: CodesOf | None) -> dict[str, An
     """The summary of finished shards."""
 
     def total(name: str) -> float:
-        return sum(shard.made[name] for shard in shards)
+        return float(sum(shard.made[name] for shard in shards))
 
     rows = [shard.rows for shard in shards]
     if not sum(rows):

@@ -41,6 +41,7 @@ class TarField:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._tar.close()
         self._file.close()
 
     def add(self, name: str, suffix: str, data: bytes, meta: str, header: int = 0) -> None:

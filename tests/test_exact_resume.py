@@ -1,0 +1,233 @@
+"""A run that was interrupted is the run that was not: the same batches, losses and weights, to the bit."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from itertools import islice
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from fac_lightning.callbacks import RandomState
+from fac_lightning.data import SpeechChatDataModule, TextTokenizerTraining
+from fac_lightning.data.stream import StreamPlace
+from fac_lightning.data.stream_progress import StreamProgress
+from fac_lightning.testing.dialogues import make_dialogues
+
+STEPS = 7
+LINES = 2  # of a step
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("a", "b"):
+        make_dialogues(folder / name, 25, rounds=2, spoken=False, seed=ord(name))
+    TextTokenizerTraining([str(folder / "a")], 330, str(folder / "tokenizer")).run()
+    return folder
+
+
+@pytest.fixture
+def build(world):
+    def build(**changes):
+        arguments = {
+            "train": {"a": str(world / "a"), "b": str(world / "b")},
+            "text_tokenizer": str(world / "tokenizer"),
+            "modes": {"T2T": 1.0},
+            "capacity": 160,
+            "look_ahead": 3,
+            "virtual_epoch": 3,
+        }
+        module = SpeechChatDataModule(**{**arguments, **changes})
+        module.setup("fit")
+        return module
+
+    return build
+
+
+class Dropped(lightning.LightningModule):
+    """Dropout between an embedding and its inverse; writes down what it was given."""
+
+    def __init__(self, log, kill_at=None):
+        super().__init__()
+        self.embed, self.log_file, self.kill_at = torch.nn.Embedding(400, 8), log, kill_at
+
+    def training_step(self, batch, index):
+        if index == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        hidden = torch.nn.functional.dropout(self.embed(batch.text_ids), 0.3)
+        loss = (hidden @ self.embed.weight.T).logsumexp(-1).sum() / batch.text_token_total
+        with open(f"{self.log_file}.{self.global_rank}", "a", encoding="utf-8") as file:
+            file.write(json.dumps([index, batch.ids, float(loss.detach()).hex()]) + "\n")
+        return loss
+
+    def on_train_end(self):
+        if self.global_rank == 0:
+            torch.save(self.embed.weight.detach().clone(), f"{self.log_file}.weights")
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+class SaveInTheMidst(Callback):
+    """Saves behind the first line of a step."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 4:
+            trainer.save_checkpoint(pl_module.log_file.parent / "midst.ckpt")
+
+
+def train(log, module, steps=STEPS, start=None, ranks=1, kill_at=None, callbacks=()):
+    log.parent.mkdir(exist_ok=True)
+    lightning.seed_everything(3, verbose=False)
+    many = {"strategy": lightning.pytorch.strategies.DDPStrategy(start_method="fork", process_group_backend="gloo")}
+    keep = ModelCheckpoint(log.parent, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=ranks, max_steps=steps, accumulate_grad_batches=LINES, logger=False,
+        callbacks=[RandomState(), keep, *callbacks], enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=log.parent, **(many if ranks > 1 else {}),
+    )  # fmt: skip
+    trainer.fit(Dropped(log, kill_at), module, ckpt_path=start and str(start), weights_only=False)
+
+
+def told(*logs, rank=0):
+    """What was written down of each batch; a later run writes over what an earlier one did."""
+    batches = {}
+    for log in logs:
+        for line in (log.parent / f"{log.name}.{rank}").read_text().splitlines():
+            index, ids, loss = json.loads(line)
+            batches[index] = (ids, loss)
+    return [batches[index] for index in sorted(batches)]
+
+
+def weights(log):
+    return torch.load(log.parent / f"{log.name}.weights")
+
+
+def apart(work):
+    """Run in a process of its own: Lightning's launcher leaves environment variables behind."""
+
+    def run():
+        torch.set_num_threads(1)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+    return process.exitcode
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_two_interruptions_change_no_bit(build, tmp_path, num_workers):
+    whole, first, second, third = (tmp_path / name / "log" for name in ("whole", "first", "second", "third"))
+    train(whole, build(num_workers=num_workers))
+    train(first, build(num_workers=num_workers), 2)
+    train(second, build(), 5, first.parent / "step=2.ckpt")
+    train(third, build(num_workers=num_workers), STEPS, second.parent / "step=5.ckpt")
+    assert len(told(whole)) == STEPS * LINES
+    assert told(first, second, third) == told(whole)
+    assert len(told(third)) == 2 * LINES, "it goes on, it does not begin anew"
+    assert torch.equal(weights(third), weights(whole))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
+def test_a_checkpoint_in_the_midst_of_a_step_begins_the_step_anew(build, tmp_path):
+    whole, resumed = tmp_path / "whole" / "log", tmp_path / "resumed" / "log"
+    train(whole, build(), callbacks=[SaveInTheMidst()])
+    train(resumed, build(), start=whole.parent / "midst.ckpt")
+    assert told(resumed) == told(whole)[4:]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
+def test_a_killed_run_loses_one_interval_at_most(build, tmp_path):
+    whole, killed, resumed = (tmp_path / name / "log" for name in ("whole", "killed", "resumed"))
+    train(whole, build())
+    kill_at = int(torch.randint(3, 2 * STEPS, (), generator=torch.Generator().manual_seed(5)))
+    assert apart(lambda: train(killed, build(), kill_at=kill_at)) == -signal.SIGKILL
+    saved = max(int(path.stem.split("=")[1]) for path in killed.parent.glob("*.ckpt"))
+    assert saved >= kill_at // LINES - 1
+    train(resumed, build(), start=killed.parent / f"step={saved}.ckpt")
+    assert told(killed, resumed) == told(whole)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
+def test_two_processes_go_on_each_with_its_own_lines_and_numbers(build, tmp_path):
+    whole, first, second = (tmp_path / name / "log" for name in ("whole", "first", "second"))
+
+    def work():
+        train(whole, build(), ranks=2)
+        train(first, build(), 4, ranks=2)
+        train(second, build(num_workers=2), STEPS, first.parent / "step=4.ckpt", ranks=2)
+
+    assert apart(work) == 0
+    for rank in range(2):
+        assert told(first, second, rank=rank) == told(whole, rank=rank)
+    rows = [[name for ids, _ in told(whole, rank=rank) for name in ids] for rank in range(2)]
+    assert rows[0] != rows[1]
+    assert torch.equal(weights(second), weights(whole))
+
+
+def flat(windows):
+    return [line.ids for window in windows for line in window]
+
+
+def test_a_virtual_epoch_leaves_no_line_open_and_no_row_out(build, world):
+    module = build(train=str(world / "a"))
+    stream = module._stream(2)
+    windows = list(islice(stream.windows(), 9))
+    assert [(w.virtual_epoch, w.number) for w in windows] == [(v, n) for v in range(3) for n in range(3)]
+    places = [sorted(row.place for w in windows[i : i + 3] for line in w.lines for row in line) for i in (0, 3, 6)]
+    joined = [place for part in places for place in part]
+    assert joined == list(range(len(joined))), "what one virtual epoch does not give out, the next one does"
+    whole = flat(islice(build(train=str(world / "a"))._stream(2), 9))
+    later = StreamPlace(windows[5].virtual_epoch, 2, *windows[5].begin)
+    assert flat(islice(module._stream(2, start=later), 4)) == whole[10:]
+
+
+def test_going_on_plans_no_more_than_a_virtual_epoch_and_reads_nothing_of_it(build, world, monkeypatch):
+    module = build(train=str(world / "a"), virtual_epoch=50)
+    stream = module._stream(1)
+    far = next(islice(stream.windows(), 130, None))
+    goes_on = module._stream(1, start=StreamPlace(far.virtual_epoch, far.number, *far.begin))
+    planned = []
+    plans = type(goes_on).plans
+    monkeypatch.setattr(type(goes_on), "plans", lambda self, n: (planned.append(p) or p for p in plans(self, n)))
+    read = []
+    load = type(goes_on).load
+    monkeypatch.setattr(type(goes_on), "load", lambda self, plan: read.append(plan) or load(self, plan))
+    (line,) = next(iter(goes_on))
+    assert len(read) == len(line.ids) == len(far.lines[0])
+    assert planned[0].place <= far.begin[0] + 1
+    assert 30 < len(planned) / len(read) < 50, "30 lines are planned again, whatever came before"
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_other_processes_go_on_behind_all_that_was_seen(build, world, caplog, ranks):
+    data = {"train": str(world / "a"), "capacity": 100, "look_ahead": 2, "virtual_epoch": None}
+    progress, module = StreamProgress(), build(**data)
+    stream = module._stream(1, start=progress.begin(0, 1))
+    planned = list(islice(progress.follow(stream.windows()), 4))
+    seen = {row.row for window in planned for line in window.lines for row in line}
+    assert len(seen) < 20, "the pass is not over"
+    later = []
+    for rank in range(ranks):
+        other = StreamProgress()
+        with caplog.at_level(logging.WARNING):
+            other.restore(progress.state(4, 1, {}), rank, ranks, 1)
+        assert other.start.virtual_epoch == 1
+        rest = module._stream(1, rank, ranks, other.start)
+        later += [plan.row for plan in islice(rest.plans(other.start.draw), 30) if plan.place < 25]
+    assert len(later) == len(set(later)) >= 5
+    assert not seen & set(later)
+    assert (
+        f"of 1 process(es) with 1 line(s) a step, this run has {ranks} with 1: it goes on with virtual" in caplog.text
+    )
