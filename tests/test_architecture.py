@@ -26,6 +26,7 @@ TOOLS = frozenset(
         "prompts",
         "replies",
         "resampling",
+        "slot_cache",
         "text_probe",
         "text_tokenizer",
         "types",
@@ -56,7 +57,8 @@ HOUSE: dict[str, Room] = {
     "text_tokenizer": Room(frozenset({"prompts"}), never=TRAINING),
     "text_probe": Room(frozenset({"prompts"}), never=TRAINING | {"transformers"}),
     "packed": Room(frozenset({"types"}), never=TRAINING),
-    "hf_packed": Room(frozenset({"packed"}), never=TRAINING),
+    "slot_cache": Room(frozenset({"packed"}), only=frozenset({"torch"})),
+    "hf_packed": Room(frozenset({"packed", "slot_cache"}), never=TRAINING),
     "replies": Room(frozenset({"types"}), never=TRAINING | {"transformers"}),
     "weights": Room(frozenset(), never=TRAINING),
     "html_page": Room(frozenset(), only=frozenset()),
@@ -92,6 +94,8 @@ HOUSE: dict[str, Room] = {
         },
         never=TRAINING,
     ),
+    # Runs built models on tensors without numbers; recipes and devices are for the command line to bring together.
+    "estimate": Room(TOOLS | BASES | {"models"}, never=TRAINING | {"transformers"}),
     "serving": Room(TOOLS | BASES | {"generation"}, never=TRAINING),
     # What is timed is everything, each beside plainer ways; only the command line asks for it.
     "bench": Room(EVERYTHING),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fac_lightning.bench import (
     CONFIGS,
@@ -16,9 +17,14 @@ from fac_lightning.bench import (
     BenchSettings,
     Cell,
     CellResult,
+    Conversation,
+    DenseEncoder,
+    OurImplementation,
     Trial,
     WordTokenizer,
+    build_encoder,
     build_model,
+    count_flops,
     find_benchmark,
     load_implementation,
     make_conversations,
@@ -29,6 +35,9 @@ from fac_lightning.bench import (
     run_benchmark,
     sizes_of,
 )
+from fac_lightning.bench.encode import clips_of, growth
+from fac_lightning.bench.plain import Waste, padded_line, plain_loss
+from fac_lightning.bench.runner import _Process
 from fac_lightning.cli.app import main
 from fac_lightning.cli.bench_command import BENCHMARKS
 from fac_lightning.types import IGNORE
@@ -169,12 +178,133 @@ class HalfStep:
         return float(batch.sum())
 
 
-def test_another_implementation_is_timed_in_the_same_run(tmp_path, capsys):
+def test_training_tells_what_each_waste_costs_beside_another_implementation(tmp_path, capsys):
     file = tmp_path / "train.json"
     words = ["--impl", f"half={__name__}:HalfStep", "--rounds", "1", "--json", str(file)]
     assert load_implementation(words[1])[0] == "half"
     assert main(["bench", "train", *words]) == 0
     told = json.loads(file.read_text())
-    assert "half" in [cell["name"] for cell in told["cells"]]
-    assert all(cell["median_s"] > 0 and cell["rates"]["audio_s/s"] > 0 for cell in told["cells"])
+    cells = {cell["name"]: cell for cell in told["cells"]}
+    assert "half" in cells
     assert "half" in capsys.readouterr().out
+    assert all(cell["median_s"] > 0 and cell["rates"]["audio_s/s"] > 0 for cell in cells.values())
+    for name in ("head on all positions", "logits of all rows", "padded", "k=1, no head"):
+        assert cells["ours"]["flop"] < cells[name]["flop"]
+    assert cells["plain: all three"]["flop"] > 2.5 * cells["ours"]["flop"]
+    assert cells["plain: all three"]["memory_bytes"] > 2 * cells["ours"]["memory_bytes"]
+    assert cells["k=1, no head"]["work"]["positions"] > 2.5 * cells["padded"]["work"]["positions"]
+    assert set(told["findings"]) >= {"plain / ours, time", "plain / ours, FLOPs"}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[OurImplementation, list[Conversation]]:
+    ours = OurImplementation()
+    ours.build(sizes_of("tiny"), "cpu")
+    return ours, make_conversations(sizes_of("tiny"))
+
+
+@pytest.mark.parametrize("waste", [Waste(all_rows=True), Waste(padding=True), Waste(padding=True, all_rows=True)])
+def test_wasteful_steps_have_our_loss(tiny, waste):
+    ours, conversations = tiny
+    batch = ours.train_batch(conversations)
+    wanted = ours.task.loss(ours.task(batch), batch.text_token_total, batch.speech_token_total)
+    line = padded_line(conversations, ours.model.geometry) if waste.padding else batch
+    assert torch.allclose(plain_loss(ours, line, waste), wanted, rtol=1e-5)
+
+
+def test_the_head_on_all_positions_says_the_same_labels(tiny):
+    ours, conversations = tiny
+    batch = ours.train_batch(conversations)
+    wanted = ours.task.loss(ours.task(batch), batch.text_token_total, batch.speech_token_total)
+    found = plain_loss(ours, batch, Waste(whole_head=True))
+    assert torch.allclose(found, wanted, rtol=1e-2)  # its context is longer, so it is another number
+    assert not torch.equal(found, wanted)
+
+
+def test_flops_know_attention_and_products_in_place():
+    matrix, one, two = torch.zeros(3, 5), torch.ones(3, 4), torch.ones(4, 5)
+    assert count_flops(lambda: matrix.addmm_(one, two)) == 2 * 3 * 4 * 5
+    query = torch.randn(1, 2, 6, 8, requires_grad=True)
+    call = lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)  # noqa: E731
+    assert count_flops(call) == 2 * 2 * (2 * 6 * 6 * 8)
+    assert count_flops(lambda: call().sum().backward()) == 7 * 2 * (2 * 6 * 6 * 8)
+
+
+def test_a_small_training_step_computes_no_more_than_it_must():
+    """Official: 462 GFLOP by the same counter (goal: 170)."""
+    ours = OurImplementation()
+    ours.build(sizes_of("small"), "cpu")
+    batch = ours.train_batch(make_conversations(sizes_of("small")))
+    with FlopCounterMode(display=False) as counter:
+        ours.task.loss(ours.task(batch), batch.text_token_total, batch.speech_token_total).backward()
+    assert counter.get_total_flops() == 162_239_391_744
+
+
+def test_a_cell_may_have_a_process_of_its_own():
+    settings = BenchSettings(rounds=1, reps=2, isolate=True)
+    process = _Process("loss", "ours", settings)
+    try:
+        assert len(process.turn()) == 2
+        result = process.result()
+    finally:
+        process.close()
+    assert result.name == "ours"
+    assert result.resident > result.memory > 0
+    assert not process.process.is_alive()
+
+
+def test_encoding_is_linear_in_the_audio_and_both_readings_agree():
+    report = run_benchmark(find_benchmark("encode"), BenchSettings(rounds=1))
+    assert report.findings["exponent of FLOPs, ours"] < 1.1 < 1.2 < report.findings["exponent of FLOPs, dense"]
+    ours, dense = build_encoder(sizes_of("tiny")), build_encoder(sizes_of("tiny"), DenseEncoder)
+    dense.load_state_dict(ours.state_dict())
+    clips = clips_of(9.0)
+    found, wanted = (each(clips.audio, clips.lengths).features for each in (ours, dense))
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_growth_is_the_exponent():
+    assert growth([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_all_ways_to_the_loss_have_its_gradients():
+    report = run_benchmark(find_benchmark("loss"), BenchSettings(rounds=1))
+    assert {"ours", "plain"} <= {cell.name for cell in report.cells}
+    assert all(cell.values["gradient gap"] < 1e-5 for cell in report.cells)
+    assert report["plain"].memory > 2 * report["ours"].memory
+
+
+def test_both_merges_are_equal():
+    report = run_benchmark(find_benchmark("merge"), BenchSettings(rounds=1))
+    assert [cell.values["equal"] for cell in report.cells] == [1.0, 1.0]
+    assert report["ours, streamed"].memory < report["load all"].memory
+
+
+def test_all_ways_to_learn_pairs_have_one_loss():
+    report = run_benchmark(find_benchmark("dpo"), BenchSettings(rounds=1))
+    losses = [cell.values["loss"] for cell in report.cells]
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-5)
+    flops = [cell.flops for cell in report.cells]
+    assert flops[0] == min(flops)
+    assert flops[-1] == max(flops)
+
+
+def test_the_headline_compares_equal_speech():
+    report = run_benchmark(find_benchmark("headline"), BenchSettings(rounds=1))
+    assert len({cell.work["audio_s"] for cell in report.cells}) == 1
+    assert report.findings["25 Hz / 5 Hz, FLOPs"] > 1.6
+
+
+def test_one_answer_is_said_by_all_ways():
+    report = run_benchmark(find_benchmark("generate"), BenchSettings(rounds=1))
+    assert {cell.work["groups"] for cell in report.cells} == {25.0}
+    assert all(
+        cell.values["first ms"] > 0 and cell.values["p95 ms"] >= cell.values["group ms"] for cell in report.cells
+    )
+    assert len(report.findings) == 4
+
+
+def test_answers_given_at_once_are_those_given_one_after_another():
+    report = run_benchmark(find_benchmark("serve"), BenchSettings(rounds=1))
+    assert report.findings["identical answers"] == 1
+    assert report["16 at once"].work == report["one after another"].work

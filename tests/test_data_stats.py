@@ -226,9 +226,9 @@ def test_the_command_prints_and_writes(folder, tmp_path, capsys):
     ("words", "code", "message"),
     [
         (["nowhere"], 3, "nowhere/cuts.jsonl does not exist; name a dialogues folder"),
-        (["broken.jsonl"], 3, "broken.jsonl, line 1"),
+        (["broken.jsonl"], 3, r"not a JSON object with 'id' in broken.jsonl, line 1"),
         (["empty.jsonl"], 3, "there is no dialogue in empty.jsonl"),
-        (["roles.jsonl"], 3, "roles.jsonl, line 1, cut 'text', turn 0, field 'speaker': got 'narrator'"),
+        (["roles.jsonl"], 3, "cut 'text', turn 0, field 'speaker': got 'narrator'"),
         (["empty.jsonl", "--group-rate", "4"], 2, "--group-rate: positions come at a rate that divides the 25 Hz"),
         (["empty.jsonl", "--text-tokenizer", "none"], 3, "no text tokenizer can be loaded from 'none'"),
         ([], 2, "the following arguments are required: PATH"),

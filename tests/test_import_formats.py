@@ -121,6 +121,7 @@ def test_one_trains_on_it(case):
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        log_every_n_steps=1,
     )
     task = SpeechSFT(model, lr=1e-2, warmup_steps=1)
     trainer.fit(task, datamodule=module)

@@ -1,9 +1,11 @@
 """What is wrong with other people's data is told with its place and what to do; the rest comes in."""
 
+import contextlib
 import gzip
 import io
 import json
 import logging
+import re
 import sys
 import tarfile
 import types
@@ -40,10 +42,8 @@ from foreign_data import RATE, codes, flac_bytes, heard, kaldi, lhotse_shar, lin
 
 def imported(job):
     """Dialogues of a job's folder by id, whatever was bad."""
-    try:
+    with contextlib.suppress(ValueError):
         job.run()
-    except ValueError:
-        pass
     return {dialogue.id: dialogue for dialogue in read_dialogues(job.out)}
 
 
@@ -68,12 +68,9 @@ def one_bad(folder, line, **options):
     lines(source, nemo_line("a.wav"))
     with source.open("ab") as file:
         file.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
-    with source.open("ab") as file:
-        file.write(b"" if isinstance(line, bytes) and not line.endswith(b"\n") else b"")
     job = NemoImport(str(source), str(folder / "out"), options=ImportOptions(**options))
-    with pytest.raises(
-        ValueError, match=r"1 bad item\(s\) are left out, see .*bad\.jsonl; 1 good dialogues are in"
-    ) as told:
+    head = r"1 bad item\(s\) are left out, see .*bad\.jsonl; 1 good dialogues are in"
+    with pytest.raises(ValueError, match=head) as told:
         job.run()
     (bad,) = bad_lines(folder / "out")
     assert bad["text"] in str(told.value)
@@ -136,7 +133,7 @@ def test_a_bad_item_is_told_listed_and_left_out(folder, name):
     make, code, message = BAD[name]
     found, text = one_bad(folder, make(folder))
     assert found == code
-    pytest.importorskip("re").search(message, text) or pytest.fail(f"{message!r} is not in {text!r}")
+    assert re.search(message, text), text
     assert "\n" not in text
 
 
@@ -157,7 +154,7 @@ def test_a_gzip_file_that_breaks_off_is_told(folder):
 def test_nothing_good_is_an_error_and_a_mended_source_comes_in(folder):
     source = lines(folder / "m.jsonl", nemo_line("gone.wav"))
     job = NemoImport(str(source), str(folder / "out"))
-    with pytest.raises(ValueError, match="has nothing that can be imported\nFAC-A01"):
+    with pytest.raises(ValueError, match=r"has nothing that can be imported\nFAC-A01"):
         job.run()
     lines(source, nemo_line("a.wav"))
     assert job.run()["dialogues"] == 1
@@ -166,7 +163,7 @@ def test_nothing_good_is_an_error_and_a_mended_source_comes_in(folder):
 def test_another_source_or_argument_needs_another_folder(folder):
     source = lines(folder / "m.jsonl", nemo_line("a.wav"))
     NemoImport(str(source), str(folder / "out")).run()
-    with pytest.raises(ValueError, match="made with another role .* choose another folder"):
+    with pytest.raises(ValueError, match=r"made with another role .* choose another folder"):
         NemoImport(str(source), str(folder / "out"), role="assistant").run()
     with pytest.raises(ValueError, match="made with another sample_rate"):
         NemoImport(str(source), str(folder / "out"), options=ImportOptions(sample_rate=8000)).run()
@@ -217,16 +214,17 @@ def test_sound_is_resampled_mixed_and_clipped_only_as_told(folder):
         ImportOptions(limit=0)
 
 
-def test_rates_that_differ_within_a_side_are_told(folder):
-    wav(folder / "t-0-user.wav", heard(0))
-    wav(folder / "t-1-user.wav", heard(0), rate=8000)
-    (folder / "a.txt").write_text("a")
-    (folder / "b.txt").write_text("b")
-    job = SoundFolderImport(str(folder), str(folder / "out"))
+def test_rates_that_differ_within_a_side_are_told(tmp_path):
+    data = tmp_path / "data"
+    wav(data / "t-0-user.wav", heard(0))
+    wav(data / "t-1-user.wav", heard(0), rate=8000)
+    wav(data / "a.wav", heard(0))
+    (data / "a.txt").write_text("a")
+    job = SoundFolderImport(str(data), str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"FAC-A08: .*got 8000 Hz, 16000 Hz, want one rate .*user's.*Set sample_rate"):
         job.run()
-    job = SoundFolderImport(str(folder), str(folder / "new"), options=ImportOptions(sample_rate=16000))
-    assert job.run()["dialogues"] == 3
+    job = SoundFolderImport(str(data), str(tmp_path / "new"), options=ImportOptions(sample_rate=16000))
+    assert job.run()["dialogues"] == 2
 
 
 def test_a_limit_stops_and_more_may_follow(folder):
@@ -259,9 +257,9 @@ def test_wrong_columns_say_which_and_suggest_the_map(folder):
     source = table(folder, sound=[flac_bytes(heard(0))], words=["hi"])
     with pytest.raises(BadData, match="the nearest of spoken-alpaca-gpt4, voice-assistant-400k"):
         HuggingFaceImport(source, str(folder / "out")).run()
-    with pytest.raises(ValueError, match="no map 'spoken-alpaca'. The nearest is 'spoken-alpaca-gpt4'"):
+    with pytest.raises(ValueError, match=r"no map 'spoken-alpaca'. The nearest is 'spoken-alpaca-gpt4'"):
         HuggingFaceImport(source, str(folder / "out"), column_map="spoken-alpaca")
-    with pytest.raises(ValueError, match="no field 'user_sound' of a column map. The nearest is 'user_audio'"):
+    with pytest.raises(ValueError, match=r"no field 'user_sound' of a column map. The nearest is 'user_audio'"):
         HuggingFaceImport(source, str(folder / "o"), "spoken-alpaca-gpt4", {"user_sound": "sound"}).run()
 
 
@@ -380,17 +378,19 @@ def test_without_pyarrow_one_line_names_the_extra(folder, monkeypatch):
 
 
 def test_a_dataset_of_the_hub_is_streamed(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs datasets: pip install 'fac-lightning\[hub\]'"):
-        monkeypatch.setitem(sys.modules, "datasets", None)
         HuggingFaceImport("someone/set", str(folder / "out")).run()
 
     class Audio:
         def __init__(self, decode):
             self.decode = decode
 
+    cast = []
+
     class Streamed:
-        features = {"input_audio": Audio(True), "speech_input": "text"}
-        rows = [
+        features = types.MappingProxyType({"input_audio": Audio(True), "speech_input": "text"})
+        rows = tuple(
             {
                 "input_audio": {"bytes": flac_bytes(heard(i)), "path": None},
                 "speech_input": f"q{i}",
@@ -398,12 +398,11 @@ def test_a_dataset_of_the_hub_is_streamed(folder, monkeypatch):
                 "output": f"a{i}",
             }
             for i in range(2)
-        ]
-        column_names = list(rows[0])
-        cast = []
+        )
+        column_names = tuple(rows[0])
 
         def cast_column(self, name, feature):
-            self.cast.append((name, feature.decode))
+            cast.append((name, feature.decode))
             return self
 
         def select_columns(self, names):
@@ -416,7 +415,7 @@ def test_a_dataset_of_the_hub_is_streamed(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", fake)
     found = imported(HuggingFaceImport("someone/set", str(folder / "out"), split="dev"))
     assert asked == [("someone/set", "dev", True)]
-    assert Streamed.cast == [("input_audio", False)]
+    assert cast == [("input_audio", False)]
     np.testing.assert_array_equal(found["set-1"].turns[0].audio, heard(1))
 
 
@@ -508,9 +507,9 @@ def test_dataset_info_is_followed(folder):
     assert found.custom == {"note": "n"}
     with pytest.raises(ValueError, match="has the datasets one, pairs, flat, gone; choose one: --set dataset=NAME"):
         job(None).run()
-    with pytest.raises(ValueError, match="no dataset 'on'. The nearest is 'one'"):
+    with pytest.raises(ValueError, match=r"no dataset 'on'. The nearest is 'one'"):
         job("on").run()
-    with pytest.raises(ValueError, match="'pairs' has preference pairs .* see LlamaFactoryPairs"):
+    with pytest.raises(ValueError, match=r"'pairs' has preference pairs.* see LlamaFactoryPairs"):
         job("pairs").run()
     with pytest.raises(ValueError, match="'flat' is no local dataset of the formatting 'sharegpt'"):
         job("flat").run()
@@ -518,7 +517,7 @@ def test_dataset_info_is_followed(folder):
         job("gone").run()
     with pytest.raises(BadData, match=r"FAC-I01.*got columns 'talks', 'note', want 'messages'.*--set columns.messages"):
         ShareGPTImport(str(folder / "r.jsonl"), str(folder / "b"), columns={"messages": "messages"}).run()
-    with pytest.raises(ValueError, match="tags has no 'usertag'. The nearest is 'user_tag'"):
+    with pytest.raises(ValueError, match=r"tags has no 'usertag'. The nearest is 'user_tag'"):
         ShareGPTImport("x", "y", tags={"usertag": "U"})
 
 
@@ -605,12 +604,10 @@ def test_tar_files_and_lines_that_do_not_fit_are_told(tmp_path):
     ]
     whole = (tmp_path / "audio_1.tar").read_bytes()
     (tmp_path / "audio_1.tar").write_bytes(whole[:2000])
-    assert "FAC-D11" in {
-        bad["code"]
-        for bad in (imported(NemoImport(sample.source, str(tmp_path / "two"))), bad_lines(tmp_path / "two"))[1]
-    }
+    assert len(imported(NemoImport(sample.source, str(tmp_path / "two")))) >= 3
+    assert "FAC-D11" in {bad["code"] for bad in bad_lines(tmp_path / "two")}
     (tmp_path / "audio_1.tar").unlink()
-    with pytest.raises(BadData, match="FAC-D14: .*got tar files of the shards 0, want also shard 1"):
+    with pytest.raises(BadData, match=r"FAC-D14: .*got tar files of the shards 0, want also shard 1"):
         NemoImport(sample.source, str(tmp_path / "three")).run()
 
 
@@ -655,10 +652,10 @@ def test_kaldi_lengths_are_compared(tmp_path):
     (tmp_path / "segments").unlink()
     (tmp_path / "text").write_text("rec-a all of it\n")
     (tmp_path / "reco2dur").write_text("rec-a 1.9\n")
-    with pytest.raises(ValueError, match="FAC-A09: .*reco2dur, line 1: got 1.9, want the 0.900 s"):
+    with pytest.raises(ValueError, match=r"FAC-A09: .*reco2dur, line 1: got 1.9, want the 0.900 s"):
         KaldiImport(sample.source, str(tmp_path / "out")).run()
     (tmp_path / "text").unlink()
-    with pytest.raises(FileNotFoundError, match="a Kaldi directory has wav.scp and text"):
+    with pytest.raises(FileNotFoundError, match=r"a Kaldi directory has wav.scp and text"):
         KaldiImport(sample.source, str(tmp_path / "out")).run()
 
 
@@ -794,7 +791,7 @@ def test_shards_that_do_not_go_together_are_refused(tmp_path, caplog):
     sample = lhotse_shar(tmp_path)
     with tarfile.open(tmp_path / "shar" / "units.000000.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("q0.npy"))
-    with pytest.raises(BadData, match="FAC-D14: .*got shards 000000 of 'units', want 000000, 000001"):
+    with pytest.raises(BadData, match=r"FAC-D14: .*got shards 000000 of 'units', want 000000, 000001"):
         LhotseImport(sample.source, str(tmp_path / "out"), answer_field="answer").run()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fac_lightning.losses import chunked_logprobs, masked_mean, masked_sum, segment_sum
+from fac_lightning.losses import chunked, chunked_logprobs, masked_mean, masked_sum, segment_sum
 
 
 def problem(rows=11, vocab=37, dim=5, dtype=torch.float64):
@@ -51,6 +51,25 @@ def test_frozen_matrix_and_frozen_hidden():
     torch.testing.assert_close(torch.autograd.grad(only_hidden, hidden)[0], want[0])
     only_weight = chunked_logprobs(hidden.detach(), weight, targets, 3)[0].sum()
     torch.testing.assert_close(torch.autograd.grad(only_weight, weight)[0], want[1])
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_kept_logits_give_what_computed_ones_give(monkeypatch, softcap):
+    monkeypatch.setattr(chunked, "PLAIN_ELEMENTS", 0)
+    monkeypatch.setattr(chunked, "KEPT_CHUNK", 64 * 7)  # two chunks of rows
+    hidden, weight = torch.randn(100, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    targets, scale = torch.randint(7, (100,)), torch.randn(100)
+
+    def gradients(chunk_rows):
+        found, correct = chunked_logprobs(hidden, weight, targets, chunk_rows, softcap=softcap)
+        inputs = (hidden, weight)
+        once = torch.autograd.grad((found * scale).sum(), inputs, retain_graph=True)
+        again = torch.autograd.grad((found * scale).sum(), inputs)  # what was kept is as it was
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+        return found, correct, *once
+
+    for kept, computed in zip(gradients(None), gradients(64), strict=True):
+        assert torch.allclose(kept, computed, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk_rows", [None, 4])

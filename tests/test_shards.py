@@ -21,6 +21,7 @@ from fac_lightning.data import (
     Dialogue,
     DialogueSharding,
     DialogueWriter,
+    IntakeLimits,
     ShardCorpus,
     Turn,
     TurnCodes,
@@ -40,6 +41,7 @@ from tokenize_parts import LoggedTokenizer
 
 GEOMETRY = SpeechGeometry(8000, 1600, 5, 2, 50, 400)
 ALL = dict.fromkeys(MODES, 1.0)
+SHORT = IntakeLimits(min_seconds=0)  # the turns here are shorter than a group
 
 
 def noise(rng: np.random.Generator, samples: int) -> np.ndarray:
@@ -171,7 +173,7 @@ def test_codes_that_come_with_turns_are_kept_and_come_back(tmp_path):
 
 @pytest.mark.parametrize("modes", [ALL, {"S2T": 1.0}, {"T2T": 1.0}, {"TTS": 1.0}, {"S2M": 1.0}])
 def test_rows_are_those_of_the_dialogues_folder(world, chat, modes):
-    corpus = Corpus([world / "dialogues"], chat, GEOMETRY, tokenizer(), modes, progress=False)
+    corpus = Corpus([world / "dialogues"], chat, GEOMETRY, tokenizer(), modes, progress=False, limits=SHORT)
     shards = ShardCorpus([str(world / "shards")], chat, GEOMETRY, tokenizer(), modes)
     assert len(shards) == len(corpus) == 7
     for i in range(len(corpus)):
@@ -195,7 +197,7 @@ def test_rows_are_those_of_the_dialogues_folder(world, chat, modes):
 
 def test_another_rate_is_heard_as_from_the_dialogues_folder(world, chat):
     geometry = SpeechGeometry(16000, 3200, 5, 2, 50, 400)
-    corpus = Corpus([world / "dialogues"], chat, geometry, tokenizer(), {"S2T": 1.0}, progress=False)
+    corpus = Corpus([world / "dialogues"], chat, geometry, tokenizer(), {"S2T": 1.0}, progress=False, limits=SHORT)
     shards = ShardCorpus([str(world / "shards")], chat, geometry, tokenizer(), {"S2T": 1.0})
     (one,), (other,) = shards.row(0, 0, 0).clips, corpus.row(0, 0, 0).clips
     assert one.num_samples == len(one.load()) == 1800
@@ -453,7 +455,7 @@ def test_a_remote_read_that_fails_is_tried_again(world, monkeypatch):
 
 def test_a_path_says_what_is_opened(world, chat, tmp_path):
     settings = (chat, GEOMETRY, tokenizer(), {"S2M": 1.0})
-    assert isinstance(open_source([world / "dialogues"], *settings, progress=False), Corpus)
+    assert isinstance(open_source([world / "dialogues"], *settings, progress=False, limits=SHORT), Corpus)
     twice = open_source([world / "shards", f"{world}/shar*"], *settings)
     assert isinstance(twice, ShardCorpus)
     assert len(twice) == 14

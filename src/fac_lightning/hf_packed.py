@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fac_lightning.packed import PackedLayout, capped_attention, packed_attention, packed_layout
+from fac_lightning.slot_cache import SlotCache
 
-__all__ = ["ATTENTION_NAME", "cached_forward", "packed_forward", "register_packed_attention"]
+__all__ = ["ATTENTION_NAME", "cached_forward", "packed_forward", "register_packed_attention", "slot_forward"]
 
 ATTENTION_NAME = "fac_packed"
 #: Options of other models' attention that change scores: sinks, relative positions.
@@ -67,6 +68,26 @@ def cached_forward(model: Any, embeds: Tensor, mask: Tensor, position_ids: Tenso
     return hidden
 
 
+def slot_forward(model: Any, embeds: Tensor, slots: SlotCache, row: int | None = None) -> Tensor:
+    """Hidden states ``(R, L, D)`` of new positions ``(R, L, D)`` of one row of ``slots``, or of all rows in use.
+
+    Several positions at once are those of one row.
+    """
+    register_packed_attention()
+    positions = slots.open(embeds.shape[1], row)
+    out = model(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),  # the cache has its own
+        position_ids=positions,
+        past_key_values=slots,
+        use_cache=True,
+        slots=slots,
+    )
+    slots.close()
+    hidden: Tensor = out.last_hidden_state
+    return hidden
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -78,6 +99,7 @@ def _attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     packed_layout: PackedLayout | None = None,
+    slots: SlotCache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer; ``query`` ``(1, H, N, E)`` when packed, ``(B, H, L, E)`` otherwise."""
@@ -87,6 +109,9 @@ def _attention(
             f"{type(module).__name__} shapes its attention with {extra[0]}, which packed rows do not have; "
             "take a backbone with plain attention (Qwen, Llama, Mistral ...)"
         )
+    if slots is not None:
+        heard = slots.attend(slots.layer, query, key, value, scaling, sliding_window, softcap)
+        return heard.transpose(1, 2), None
     if packed_layout is None:
         if attention_mask is not None and attention_mask.shape == (1, 1, 1, 1) and query.shape[2] > 1:
             raise ValueError(

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fac_lightning.slot_cache import SlotCache
+
 __all__ = ["Backbone"]
 
 
@@ -53,6 +55,27 @@ class Backbone(nn.Module, ABC):
             position_ids: ``(B, L)``.
             cache: What ``new_cache`` gave.
         """
+
+    def new_slots(self, num_slots: int, capacity: int) -> SlotCache:
+        """Empty cache for ``step_slots``, of which rows come and go; see ``SlotCache``.
+
+        Raises:
+            ValueError: The backbone has no ``step_slots``.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no new_slots and step_slots, which many streams at a time need; talk with "
+            "Generator or Session, or take HFBackbone"
+        )
+
+    def step_slots(self, embeds: Tensor, slots: SlotCache, row: int | None = None) -> Tensor:
+        """Hidden states ``(R, L, dim)`` of new positions of rows in ``slots``, which move on; as ``step`` gives them.
+
+        Args:
+            embeds: ``(R, 1, dim)`` of all rows in use; or ``(1, L, dim)`` of one.
+            slots: What ``new_slots`` gave.
+            row: The one; all when None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has new_slots but no step_slots")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Text logits ``(..., vocab_size)`` of hidden states ``(..., dim)``."""

@@ -14,7 +14,14 @@ from fac_lightning.backbones.loading import bare_config, load_causal_lm, plain_c
 from fac_lightning.backbones.mixture import load_balancing_loss
 from fac_lightning.backbones.support import refuse_config, refuse_unsupported
 from fac_lightning.backbones.vocabulary import grow_vocabulary, vocabulary_rows
-from fac_lightning.hf_packed import ATTENTION_NAME, cached_forward, packed_forward, register_packed_attention
+from fac_lightning.hf_packed import (
+    ATTENTION_NAME,
+    cached_forward,
+    packed_forward,
+    register_packed_attention,
+    slot_forward,
+)
+from fac_lightning.slot_cache import SlotCache
 
 __all__ = ["HFBackbone"]
 
@@ -133,6 +140,14 @@ class HFBackbone(Backbone):
     def step(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
         """Hidden states ``(B, L, dim)`` of new positions ``(B, L, dim)`` behind those in ``cache``, which grows."""
         return cached_forward(self.model, embeds, mask, position_ids, cache)
+
+    def new_slots(self, num_slots: int, capacity: int) -> SlotCache:
+        """Empty cache for ``step_slots``."""
+        return SlotCache(num_slots, capacity, self.output_weight.device)
+
+    def step_slots(self, embeds: Tensor, slots: SlotCache, row: int | None = None) -> Tensor:
+        """Hidden states ``(R, L, dim)`` of new positions of rows in ``slots``; see ``Backbone.step_slots``."""
+        return slot_forward(self.model, embeds, slots, row)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a plain transformers folder, which ``AutoModelForCausalLM`` and ``HFBackbone(name=folder)`` read."""

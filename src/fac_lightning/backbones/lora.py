@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fac_lightning.backbones.base import Backbone
 from fac_lightning.backbones.four_bit import FourBitBackbone
 from fac_lightning.backbones.hf import HFBackbone
+from fac_lightning.slot_cache import SlotCache
 
 __all__ = ["LoRABackbone"]
 
@@ -111,6 +112,14 @@ class LoRABackbone(Backbone):
     def step(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
         """Hidden states ``(B, L, dim)`` of new positions ``(B, L, dim)`` behind those in ``cache``, which grows."""
         return self.backbone.step(embeds, mask, position_ids, cache)
+
+    def new_slots(self, num_slots: int, capacity: int) -> SlotCache:
+        """Empty cache for ``step_slots``."""
+        return self.backbone.new_slots(num_slots, capacity)
+
+    def step_slots(self, embeds: Tensor, slots: SlotCache, row: int | None = None) -> Tensor:
+        """Hidden states ``(R, L, dim)`` of new positions of rows in ``slots``; see ``Backbone.step_slots``."""
+        return self.backbone.step_slots(embeds, slots, row)
 
     def update_parameters(self) -> list[nn.Parameter]:
         """The thin matrices, and with DoRA the lengths."""

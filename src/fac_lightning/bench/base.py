@@ -41,8 +41,8 @@ class Trial:
     call: Callable[[], Any]  # the work; called once to warm up, then timed
     work: Mapping[str, float] = field(default_factory=dict)  # unit -> how much of it one call does, e.g. audio_s
     values: Callable[[], Mapping[str, float]] | None = None  # read once after the timing: errors, latencies, fill
-    count_flops: bool = True  # one more call under torch's FLOP counter
-    count_memory: bool = True  # one more call under the allocator's eyes
+    count_flops: bool = True  # the first call runs under torch's FLOP counter
+    count_memory: bool = True  # one more call runs under the allocator's eyes
     close: Callable[[], None] | None = None  # called in the end
 
 

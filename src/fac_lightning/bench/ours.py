@@ -9,7 +9,10 @@ from torch import Tensor
 
 from fac_lightning.bench.conversations import Conversation, pack
 from fac_lightning.bench.sizes import BenchSizes, build_model
+from fac_lightning.bench.words import WordTokenizer
+from fac_lightning.generation import Decoding, Generator, UserTurn
 from fac_lightning.models import SpeechLM
+from fac_lightning.prompts import ChatFormat
 from fac_lightning.tasks import SpeechSFT
 from fac_lightning.types import SpeechTextBatch
 
@@ -59,3 +62,12 @@ class OurImplementation:
         assert self.model.encoder is not None
         features: Tensor = self.model.encoder(audio, lengths).features
         return features
+
+    def generate(self, conversation: Conversation, groups: int) -> Tensor:
+        """See ``Implementation.generate``."""
+        chat = ChatFormat(WordTokenizer(self.model.backbone.vocab_size))
+        generator = Generator(self.model, chat, system_prompts={"S2M": conversation.system})
+        turn = UserTurn(audio=torch.from_numpy(conversation.audio))
+        codes = generator.generate([turn], "S2M", Decoding(max_positions=groups))[0].codes
+        assert codes is not None
+        return codes[:, 0]

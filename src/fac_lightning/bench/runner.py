@@ -1,6 +1,6 @@
 """Time the cells of a benchmark in turns, so that what disturbs the machine disturbs all of them alike.
 
-Every cell is set up, called once to warm up, once under the FLOP counter and once under the eyes of the allocator; then
+Every cell is set up, called once to warm up, under torch's FLOP counter, and once under the eyes of the allocator; then
 the rounds begin, in each of which every cell has its turn. With ``isolate`` a cell lives in a process of its own that
 waits while others have theirs.
 
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from fac_lightning.bench.base import Benchmark, BenchReport, BenchSettings, Cell, CellResult, Trial
+from fac_lightning.bench.flops import count_flops
 from fac_lightning.bench.implementation import synchronize
 from fac_lightning.bench.machine import check_device, machine_line
 from fac_lightning.bench.memory import peak_memory, reset_resident_peak, resident_peak, resident_size
@@ -101,11 +102,10 @@ class _Here:
         self.cell, self.settings = cell, settings
         before = resident_size() if settings.isolate and reset_resident_peak() else None
         self.trial: Trial = cell.setup()
-        self.trial.call()
+        self.flops = _flops(self.trial)
         synchronize(settings.device)
-        # read now: counting and profiling take memory of their own
+        # read now: profiling takes memory of its own
         self.resident = None if before is None else resident_peak() - before
-        self.flops = _flops(self.trial) if self.trial.count_flops else None
         self.memory = peak_memory(self.trial.call, settings.device) if self.trial.count_memory else None
 
     def turn(self) -> list[float]:
@@ -187,9 +187,9 @@ def _serve(pipe: Any, benchmark: str, name: str, settings: BenchSettings) -> Non
         pipe.send((False, f"{type(error).__name__}: {error}"))
 
 
-def _flops(trial: Trial) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+def _flops(trial: Trial) -> int | None:
+    """FLOPs of the first call; None where they are not to be counted."""
+    if not trial.count_flops:
         trial.call()
-    return int(counter.get_total_flops())
+        return None
+    return count_flops(trial.call)

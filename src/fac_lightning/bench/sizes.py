@@ -89,9 +89,9 @@ def sizes_of(name: str) -> BenchSizes:
     return CONFIGS[name]
 
 
-def build_encoder(sizes: BenchSizes) -> FunAudioEncoder:
+def build_encoder(sizes: BenchSizes, kind: type[FunAudioEncoder] = FunAudioEncoder) -> FunAudioEncoder:
     """The speech encoder with random weights, on the CPU."""
-    return FunAudioEncoder(
+    return kind(
         n_mels=sizes.n_mels,
         d_model=sizes.encoder_dim,
         num_layers=sizes.encoder_layers,

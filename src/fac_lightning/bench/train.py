@@ -1,36 +1,64 @@
-"""``fac bench train``: a training step, forward, backward and optimizer, on packed conversations."""
+"""``fac bench train``: a training step, forward, backward and optimizer, on conversations of 39.4 s in all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
-from fac_lightning.bench.base import Benchmark, BenchSettings, Cell, Trial
-from fac_lightning.bench.conversations import make_conversations
+from fac_lightning.bench.base import Benchmark, BenchReport, BenchSettings, Cell, Trial
+from fac_lightning.bench.conversations import make_conversations, pack
 from fac_lightning.bench.implementation import Implementation, load_implementation
 from fac_lightning.bench.ours import OurImplementation
+from fac_lightning.bench.plain import Waste, padded_line, plain_step
 from fac_lightning.bench.sizes import sizes_of
 
 __all__ = ["TrainBenchmark", "training_trial"]
 
+WASTES = {
+    "head on all positions": Waste(whole_head=True),
+    "logits of all rows": Waste(all_rows=True),
+    "padded": Waste(padding=True),
+    "plain: all three": Waste(True, True, True),
+}
+
 
 class TrainBenchmark(Benchmark):
-    """Four conversations of 39.6 s in all: ours, the plain model at the rate of the codes, and others."""
+    """Four conversations, ours beside the plain ways, the model at the rate of the codes, and others.
+
+    The wastes run on our own model and optimizer. In ``k=1, no head`` every code has a position of its own in the
+    backbone, which says it by a matrix.
+    """
 
     name = "train"
     summary = "a training step: forward, backward, optimizer"
 
     def cells(self, settings: BenchSettings) -> Sequence[Cell]:
         """See ``Benchmark.cells``."""
-        made = [
-            Cell("ours", partial(training_trial, OurImplementation, settings)),
-            Cell("k=1, no head", partial(training_trial, partial(OurImplementation, 1, False), settings)),
-        ]
+
+        @cache
+        def ours() -> OurImplementation:
+            made = OurImplementation()
+            made.build(sizes_of(settings.config), settings.device)
+            return made
+
+        cells = [Cell("ours", partial(_our_trial, ours, settings))]
+        cells += [Cell(name, partial(_wasteful_trial, ours, waste, settings)) for name, waste in WASTES.items()]
+        cells.append(Cell("k=1, no head", partial(training_trial, partial(OurImplementation, 1, False), settings)))
         for word in settings.implementations:
-            name, implementation = load_implementation(word)
-            made.append(Cell(name, partial(training_trial, partial(_given, implementation), settings)))
-        return made
+            name, given = load_implementation(word)
+            cells.append(Cell(name, partial(training_trial, partial(_same, given), settings)))
+        return cells
+
+    def findings(self, report: BenchReport) -> Mapping[str, float]:
+        """How many times the plain step takes longer, holds more memory and computes more."""
+        ours, plain = report["ours"], report["plain: all three"]
+        found = {"plain / ours, time": report.ratio(plain.name, ours.name)}
+        if ours.memory and plain.memory:
+            found["plain / ours, peak memory"] = plain.memory / ours.memory
+        if ours.flops and plain.flops:
+            found["plain / ours, FLOPs"] = plain.flops / ours.flops
+        return found
 
 
 def training_trial(make: Callable[[], Any], settings: BenchSettings) -> Trial:
@@ -40,12 +68,28 @@ def training_trial(make: Callable[[], Any], settings: BenchSettings) -> Trial:
     implementation: Implementation = make()
     implementation.build(sizes, settings.device)
     batch = implementation.train_batch(conversations)
-    positions = getattr(batch, "lengths", None)
     work = {"audio_s": sum(each.seconds for each in conversations)}
-    if positions is not None:
-        work["positions"] = float(positions.sum())
+    if isinstance(implementation, OurImplementation):
+        work["positions"] = float(batch.lengths.sum())
     return Trial(partial(implementation.train_step, batch), work)
 
 
-def _given(implementation: Any) -> Any:
-    return implementation
+def _our_trial(ours: Callable[[], OurImplementation], settings: BenchSettings) -> Trial:
+    conversations = make_conversations(sizes_of(settings.config))
+    batch = ours().train_batch(conversations)
+    work = {"audio_s": sum(each.seconds for each in conversations), "positions": float(batch.lengths.sum())}
+    return Trial(partial(ours().train_step, batch), work)
+
+
+def _wasteful_trial(ours: Callable[[], OurImplementation], waste: Waste, settings: BenchSettings) -> Trial:
+    """A step with waste; what is counted as work are the audio and the positions without padding."""
+    conversations = make_conversations(sizes_of(settings.config))
+    geometry = ours().model.geometry
+    useful = pack(conversations, geometry)
+    batch = padded_line(conversations, geometry) if waste.padding else useful
+    work = {"audio_s": sum(each.seconds for each in conversations), "positions": float(useful.lengths.sum())}
+    return Trial(partial(plain_step, ours(), batch.to(settings.device), waste), work)
+
+
+def _same(given: Any) -> Any:
+    return given

@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "run any recipe: a training, a job, or a pipeline of stages",
     "fit": "train what a recipe says",
     "check": "list every mistake of recipes, before anything is imported",
+    "estimate": "memory, operations, hours and cost of a training, without running it",
     "show": "resolved recipe, parts and their sizes, rates, shapes of one batch",
     "list": "every part of every slot, with its arguments",
     "matrix": "which parts go together: combinations of them, tried",

@@ -22,7 +22,7 @@ BAD_DATA = 3  # exit code
 
 
 def main(words: Sequence[str]) -> int:
-    """Check and print; 3 if anything is bad."""
+    """Check and print; 3 if anything is wrong."""
     made = parser(
         "data check",
         "Check every record and all audio of dialogues folders, manifests, Lhotse cuts, Shar folders and sound files. "
@@ -43,6 +43,8 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--max-seconds", type=float, metavar="S", help="longest recording")
     help_ = "a field that Shar folders must have, such as codes; several times"
     made.add_argument("--field", action="append", default=[], metavar="NAME", help=help_)
+    help_ = "silence and clipping alone do not make the exit code 3"
+    made.add_argument("--allow-warnings", action="store_true", help=help_)
     args = made.parse_args(words)
     for name, least in (("workers", 0), ("max", 0), ("channels", 1)):
         if getattr(args, name) < least:
@@ -55,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     if args.json:
         write_report(Path(args.json), result)
     print_result(result, args.max, args.json)
-    return BAD_DATA if result.errors else 0
+    return BAD_DATA if result.errors or (result.problems and not args.allow_warnings) else 0
 
 
 def _limits(args: Any) -> IntakeLimits:

@@ -38,7 +38,8 @@ from fac_lightning.data.importers import (
 )
 from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.kmeans_training import KMeansTraining
-from fac_lightning.data.layout import Clip, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.layout import Clip, Cost, Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.mixing import DataSource, Draw, draw_rows, mixing_shares
 from fac_lightning.data.mode_schedule import LinearModes, ModeSchedule
 from fac_lightning.data.packing import Budget, collate_line, pack_lines, share_totals
 from fac_lightning.data.preference import PreferenceDataModule
@@ -51,11 +52,14 @@ from fac_lightning.data.preference_pairs import (
     read_pairs,
 )
 from fac_lightning.data.reference_store import ReferenceStore
+from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.sentences import make_sentences
 from fac_lightning.data.shards import DialogueSharding, ShardCorpus, ShardFolder, open_source, read_shards
 from fac_lightning.data.sources import DialogueSource, JsonlDialogues
 from fac_lightning.data.stats import DialogueStats
+from fac_lightning.data.stream import LineStream, PackedStream, StreamPlace
+from fac_lightning.data.stream_tally import StreamTally
 from fac_lightning.data.swapped_answers import SwappedAnswers
 from fac_lightning.data.synthesis import DialogueSynthesis
 from fac_lightning.data.synthesis_plan import SynthesisSplit
@@ -76,7 +80,9 @@ __all__ = [
     "ColumnMap",
     "Corpus",
     "CorpusItem",
+    "Cost",
     "DataCheck",
+    "DataSource",
     "Dialogue",
     "DialogueImport",
     "DialogueSharding",
@@ -85,6 +91,7 @@ __all__ = [
     "DialogueSynthesis",
     "DialogueWriter",
     "DistortedDialogues",
+    "Draw",
     "Fact",
     "FunAudioChatImport",
     "HuggingFaceImport",
@@ -95,10 +102,12 @@ __all__ = [
     "KMeansTraining",
     "KaldiImport",
     "LhotseImport",
+    "LineStream",
     "LinearModes",
     "ModeSchedule",
     "MoshiImport",
     "NemoImport",
+    "PackedStream",
     "PairCorpus",
     "PreferenceDataModule",
     "PreferencePair",
@@ -106,6 +115,7 @@ __all__ = [
     "Question",
     "ReferenceStore",
     "Row",
+    "RowPlanner",
     "RowSource",
     "ShardCorpus",
     "ShardFolder",
@@ -114,6 +124,8 @@ __all__ = [
     "SoundFolderImport",
     "SpeechChatDataModule",
     "SpokenTurn",
+    "StreamPlace",
+    "StreamTally",
     "SwappedAnswers",
     "SynthesisSplit",
     "TextTokenizerTraining",
@@ -123,6 +135,7 @@ __all__ = [
     "World",
     "WrittenAnswer",
     "collate_line",
+    "draw_rows",
     "export_fun_audio_chat_json",
     "fit_mode",
     "guess_format",
@@ -130,6 +143,7 @@ __all__ = [
     "load_turn_audio",
     "load_turn_codes",
     "make_sentences",
+    "mixing_shares",
     "open_source",
     "pack_lines",
     "read_cuts",

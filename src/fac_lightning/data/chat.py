@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fac_lightning.data.augmentation import Augmentation, AugmentedPlanner, refuse_remembering
 from fac_lightning.data.distortions import Distortion
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packed_module import PackedDataModule
@@ -65,7 +66,9 @@ class SpeechChatDataModule(PackedDataModule):
         virtual_epoch: Optimizer steps behind which the lines that are still open are given out: a run that goes on
             plans at most so many again. None plans from the beginning.
         resume_changed: ``refuse`` to go on with other data than those of the checkpoint, or ``continue`` and warn.
-        max_bad_share: Share of rows whose audio may be unreadable (they are left out and counted) before the run stops.
+        max_bad_share: Share of dialogues that may be bad before setup refuses, and of rows whose audio turns out to be
+            unreadable before the run stops; up to it they are left out and counted.
+        limits: What is accepted of manifests and audio, such as ``roots``; see ``IntakeLimits``.
         augment: What happens to the user's speech in training, drawn anew for every turn at every pass over the data;
             validation hears it as it was recorded.
     """
@@ -97,6 +100,7 @@ class SpeechChatDataModule(PackedDataModule):
         virtual_epoch: int | None = None,
         resume_changed: Literal["refuse", "continue"] = "refuse",
         max_bad_share: float = 0.01,
+        limits: IntakeLimits | None = None,
         augment: Distortion | None = None,
     ) -> None:
         self.sources = _named(train)
@@ -120,7 +124,8 @@ class SpeechChatDataModule(PackedDataModule):
         self.modes = dict(modes) if modes else {"S2M": 1.0}
         self.mode_schedule = mode_schedule
         self.reply, self.system_prompts = reply_rule(lead_in, reply), system_prompts
-        self.val_lines, self.cache_audio, self.augment = val_lines, cache_audio, augment
+        self.val_lines, self.cache_audio, self.limits = val_lines, cache_audio, limits
+        self.augment = augment
         self.train_planners: dict[str, RowPlanner] = {}
         self.val_planner: RowPlanner | None = None
 
@@ -256,6 +261,8 @@ class SpeechChatDataModule(PackedDataModule):
             self.reply,
             self.cache_audio,
             mode_schedule=self.mode_schedule,
+            limits=self.limits,
+            max_bad_share=self.tally.max_bad_share,
         )
 
     def _check(self, planner: RowPlanner, paths: list[str], place: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from fac_lightning.data.audio import Span, fit_span, probe_span
 from fac_lightning.data.dialogue import turn_span
 from fac_lightning.data.errors import BadData
-from fac_lightning.data.intake.cases import REFUSED
+from fac_lightning.data.intake.cases import REFUSED, bad_data
 from fac_lightning.data.intake.header import AudioHeader
 from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.manifest import Manifest, manifest_path
@@ -122,17 +122,17 @@ def limit_bad(paths: Sequence[str | Path], bad: Sequence[BadData], good: int, ma
     """Say how much is left out; refuse when it is more than a share.
 
     Raises:
-        ValueError: More than ``max_bad_share`` of all dialogues are bad.
+        BadData: FAC-A00: more than ``max_bad_share`` of all dialogues are bad.
     """
     if not bad:
         return
-    total = good + len(bad)
+    total, where = good + len(bad), ", ".join(map(str, paths))
     counts = ", ".join(f"{code}: {n}" for code, n in sorted(Counter(problem.code for problem in bad).items()))
-    message = f"{len(bad)} of {total} dialogues in {', '.join(map(str, paths))} are bad and left out ({counts})"
+    value = f"{len(bad)} bad ones of {total} dialogues ({counts})"
     if len(bad) > max_bad_share * total:
-        first = "; ".join(map(str, bad[:SHOWN]))
-        raise ValueError(
-            f"{message}, more than max_bad_share = {max_bad_share:g} allows. The first: {first} "
-            f"'fac data check {paths[0]}' lists all"
+        first = " ".join(map(str, bad[:SHOWN]))
+        advice = (
+            f"'fac data check {paths[0]}' lists them: repair or remove them, or raise max_bad_share. The first: {first}"
         )
-    log.warning("%s; 'fac data check %s' lists them. The first: %s", message, paths[0], bad[0])
+        raise bad_data("FAC-A00", where, value, f"at most {max_bad_share:.2%}", advice)
+    log.warning("%s: %s are left out; 'fac data check' lists them. The first: %s", where, value, bad[0])

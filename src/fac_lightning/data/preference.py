@@ -63,8 +63,8 @@ class PreferenceDataModule(PackedDataModule):
         virtual_epoch: Optimizer steps behind which the lines that are still open are given out: a run that goes on
             plans at most so many again. None plans from the beginning.
         resume_changed: ``refuse`` to go on with other data than those of the checkpoint, or ``continue`` and warn.
-        max_bad_share: Share of pairs whose audio may be unreadable (they are left out and counted) before the run
-            stops.
+        max_bad_share: Share of dialogues that may be bad before setup refuses, and of pairs whose audio turns out to be
+            unreadable before the run stops; up to it they are left out and counted.
     """
 
     batch_type = PreferenceBatch
@@ -217,6 +217,7 @@ class PreferenceDataModule(PackedDataModule):
             self.sil_weight,
             self.share_prompt,
             self.cache_audio,
+            max_bad_share=self.tally.max_bad_share,
         )
         taken = [self.budget.takes(corpus.cost(i)) for i in range(len(corpus))]
         if long := taken.count(False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from fac_lightning.data.corpus import Corpus, CorpusItem
+from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.layout import Cost, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.preference_pairs import PreferencePair, TurnAnswer, WrittenAnswer, read_pairs
 from fac_lightning.data.preference_rows import AnswerRow, PairRows, weigh_answer
@@ -19,6 +22,8 @@ from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry
 
 __all__ = ["PairCorpus"]
+
+log = logging.getLogger(__name__)
 
 PAIR_MODES = ("S2M", "S2T", "T2M", "T2T")
 
@@ -38,6 +43,8 @@ class PairCorpus:
         share_prompt: Put the prompt of a pair into the line once; see ``PreferenceDataModule``.
         cache_audio: Keep the users' waveforms as 16-bit integers once they are read.
         progress: Show a bar while codes are made.
+        limits: What is accepted of dialogues; see ``Corpus``.
+        max_bad_share: Share of bad dialogues above which all are refused; pairs of fewer are left out, see ``bad``.
     """
 
     def __init__(
@@ -53,6 +60,8 @@ class PairCorpus:
         share_prompt: bool = False,
         cache_audio: bool = True,
         progress: bool = True,
+        limits: IntakeLimits | None = None,
+        max_bad_share: float = 0.01,
     ) -> None:
         if not 0 <= sil_weight <= 1:
             raise ValueError(f"sil_weight must lie between 0 and 1, got {sil_weight}")
@@ -68,11 +77,26 @@ class PairCorpus:
             raise ValueError(f"pairs cannot be laid out in mode {strange[0]!r}; choose from {', '.join(PAIR_MODES)}")
         weights = dict.fromkeys(sorted(modes), 1.0)
         self._items: dict[tuple[Path, str], CorpusItem] = {}
+        self.bad: list[BadData] = []  # what is wrong with the dialogues whose pairs are left out
+        bad_ids: set[tuple[Path, str]] = set()
         for folder in dict.fromkeys(folder for folder, _ in self.pairs):
             corpus = Corpus(
-                [folder], chat, geometry, tokenizer, weights, self.system_prompts, reply, cache_audio, progress
+                [folder],
+                chat,
+                geometry,
+                tokenizer,
+                weights,
+                self.system_prompts,
+                reply,
+                cache_audio,
+                progress,
+                limits=limits,
+                max_bad_share=max_bad_share,
             )
             self._items.update({(folder, item.id): item for item in corpus.items})
+            self.bad += corpus.bad
+            bad_ids.update((folder, name) for name in corpus.bad_ids)
+        self._leave_out(bad_ids)
         self._costs: dict[int, Cost] = {}
         self._check()
         self.task_names = tuple(sorted({pair.task for _, pair in self.pairs}))
@@ -129,6 +153,17 @@ class PairCorpus:
             return SpokenTurn("assistant", answer.text)
         return self._items[folder, answer.dialogue].turns[answer.turn]
 
+    def _leave_out(self, bad_ids: set[tuple[Path, str]]) -> None:
+        """Drop the pairs that use a bad dialogue."""
+        kept = [(folder, pair) for folder, pair in self.pairs if not bad_ids & _dialogues_of(folder, pair)]
+        if len(kept) < len(self.pairs):
+            log.warning(
+                "%d of %d pairs use bad dialogues and are left out", len(self.pairs) - len(kept), len(self.pairs)
+            )
+        if not kept:
+            raise ValueError(f"every pair uses a bad dialogue; the first: {self.bad[0]}")
+        self.pairs = kept
+
     def _check(self) -> None:
         """Every name that a pair uses, before training needs it."""
         for folder, pair in self.pairs:
@@ -153,3 +188,9 @@ class PairCorpus:
                             f"pair {pair.id!r}: turn {answer.turn} of dialogue {answer.dialogue!r} in {folder} is no "
                             f"turn of the assistant (roles: {roles or 'no such dialogue'})"
                         )
+
+
+def _dialogues_of(folder: Path, pair: PreferencePair) -> set[tuple[Path, str]]:
+    """Dialogues that a pair uses."""
+    answers = {answer.dialogue for answer in (pair.chosen, pair.rejected) if isinstance(answer, TurnAnswer)}
+    return {(folder, name) for name in {pair.dialogue, *answers}}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fac_lightning.detokenizers.base import SpeechDetokenizer
 from fac_lightning.generation.reply import Reply, build_replies, speak, special_ids
-from fac_lightning.generation.stepping import ReplySteps
+from fac_lightning.generation.stepping import Decoded
 from fac_lightning.prompts import ChatFormat, Mode
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
@@ -30,7 +30,7 @@ class ReplyChunk:
 
 
 class ReplyChunks:
-    """Makes chunks of what :class:`ReplySteps` says, of one row.
+    """Makes chunks of what one row says, position by position.
 
     Args:
         chat: Token ids of the marks.
@@ -44,22 +44,24 @@ class ReplyChunks:
         self._voice = _Voice(tokenizer) if tokenizer is not None and mode.speaks else None
         self._special, self._ids, self._shown = special_ids(chat), list[int](), ""
 
-    def next(self, steps: ReplySteps) -> ReplyChunk:
-        """What the newest position added."""
-        if bool(steps.text.kept[-1]):
-            self._ids += [token for token in steps.text.tokens[-1].tolist() if token not in self._special]
+    def next(self, token: int | None, codes: Tensor | None) -> ReplyChunk:
+        """What a position added.
+
+        Args:
+            token: Its text token; None where that is no part of the reply.
+            codes: Its frames of speech ``(t, Q)`` on CPU; None in a written reply.
+        """
+        if token is not None and token not in self._special:
+            self._ids.append(token)
         text = self.chat.decode(self._ids)
         if not text.startswith(self._shown) or text.endswith("\N{REPLACEMENT CHARACTER}"):
             text = self._shown  # a character that the next tokens complete
         text, self._shown = text[len(self._shown) :], text
-        codes = None
-        if steps.speech is not None:
-            codes = steps.speech.groups[-1][0][steps.speech.kept[-1][0]].cpu()
         return self._chunk(text, codes, None if codes is None or self._voice is None else self._voice.say(codes))
 
-    def last(self, steps: ReplySteps) -> ReplyChunk:
+    def last(self, decoded: Decoded) -> ReplyChunk:
         """What was held back, and the whole reply."""
-        reply = build_replies(steps.decoded, self.chat, None, self.mode)[0]
+        reply = build_replies(decoded, self.chat, None, self.mode)[0]
         text = reply.text[len(self._shown) :]
         if self._voice is None:
             return replace(self._chunk(text, None if reply.codes is None else reply.codes[:0], None), reply=reply)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
+from fac_lightning.generation.conversation import Conversation
 from fac_lightning.generation.memory import BackboneState, HeadMemory
-from fac_lightning.generation.prompt import Piece, UserTurn, prompt_batch, reply_opening, user_pieces
+from fac_lightning.generation.prompt import Piece, prompt_batch
 from fac_lightning.generation.reply import Reply, build_replies
 from fac_lightning.generation.sampling import Decoding
 from fac_lightning.generation.stepping import Decoded, ReplySteps, decode_reply, read_prompt
@@ -51,16 +52,17 @@ class Session:
         reply: ReplyRule | None = None,
         decoding: Decoding | None = None,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+        self._conversation = Conversation(chat, mode, system)
         self.model, self.chat, self.mode, self.tokenizer = model, chat, mode, tokenizer
         self.reply, self.decoding = reply or FrameEnd(), decoding or Decoding()
-        self.turns = 0  # answered so far
         self._state = BackboneState(model, 1)
         self._memory = HeadMemory(model, 1) if MODES[mode].speaks else None
-        self._unseen: list[Piece] = [chat.system(system)]  # what the backbone must read before the next user turn
-        self._before: Decoded | None = None  # the reply before, whose last position the backbone has not seen
         self._speaking = False  # a stream is under way
+
+    @property
+    def turns(self) -> int:
+        """Answered so far."""
+        return self._conversation.turns
 
     def send(self, text: str | None = None, audio: Tensor | np.ndarray | None = None) -> Reply:
         """Say something and get the answer.
@@ -72,9 +74,9 @@ class Session:
         Raises:
             ValueError: Nothing is given, the model lacks a part for it, or a stream is under way.
         """
-        pieces, mode = self._turn(text, audio)
+        pieces, mode = self._conversation.ask(text, audio)
         decoded = self._decode(pieces, mode)
-        self._close(decoded)
+        self._conversation.close(decoded)
         return build_replies(decoded, self.chat, self.tokenizer, mode)[0]
 
     def stream(self, text: str | None = None, audio: Tensor | np.ndarray | None = None) -> Iterator[ReplyChunk]:
@@ -90,7 +92,7 @@ class Session:
         Raises:
             ValueError: Nothing is given, the model lacks a part for it, or another stream is under way.
         """
-        return self._stream(*self._turn(text, audio))
+        return self._stream(*self._conversation.ask(text, audio))
 
     def _stream(self, pieces: list[Piece], mode: Mode) -> Iterator[ReplyChunk]:
         steps, chunks = self._steps(pieces, mode), ReplyChunks(self.chat, self.tokenizer, mode)
@@ -99,28 +101,15 @@ class Session:
             while not steps.over:
                 with evaluating(self.model), torch.inference_mode():
                     steps.step()
-                    chunk = chunks.next(steps)
+                    chunk = chunks.next(*steps.newest)
                 yield chunk  # outside: the mode of the caller is not to change
         finally:  # also where the listener left
             self._speaking = False
             with evaluating(self.model), torch.inference_mode():
-                self._close(steps.decoded)
+                self._conversation.close(steps.decoded)
         with torch.inference_mode():
-            chunk = chunks.last(steps)
+            chunk = chunks.last(steps.decoded)
         yield chunk
-
-    def _turn(self, text: str | None, audio: Tensor | np.ndarray | None) -> tuple[list[Piece], Mode]:
-        """The pieces of what the user says, and the mode of the answer."""
-        if text is None and audio is None:
-            raise ValueError("nothing to answer: give text=... or audio=...")
-        mode = MODES[self.mode].given(audio is not None)
-        return user_pieces(self.chat, UserTurn(text, audio), self._turn_name(mode)), mode
-
-    def _turn_name(self, mode: Mode) -> str:
-        """The mode by which a turn is given: that of the session where what is given fits, else its sibling."""
-        if MODES[self.mode].hears == mode.hears:
-            return self.mode
-        return f"{'S' if mode.hears else 'T'}2{'M' if mode.speaks else 'T'}"
 
     def _decode(self, pieces: list[Piece], mode: Mode) -> Decoded:
         seeds = [self.decoding.seed + self.turns]
@@ -138,18 +127,5 @@ class Session:
         """Show the model what it has not seen; the hidden state ``(1, D)`` behind which it answers."""
         if self._speaking:
             raise ValueError("the reply before is still being said: take its stream to the end, or close() it")
-        row = [*self._unseen, *pieces, *reply_opening(self.chat, mode)]
-        batch = prompt_batch([row], self.chat, self.model.geometry)
-        return read_prompt(self.model, batch, self._state, self._memory, self._before)
-
-    def _close(self, decoded: Decoded) -> None:
-        """Remember what ends the assistant's turn. A cut reply is closed as if it had ended by itself."""
-        close, self._before = self.chat.close(), decoded
-        speaks = decoded.codes is not None and (decoded.chain is None or bool(decoded.chain.opened.item()))
-        if not decoded.finished.item():  # <|audio_eos|> only where <|audio_bos|> was
-            self._unseen = [[self.chat.audio_eos, *close]] if speaks else [close]
-        elif decoded.codes is not None:
-            self._unseen = [close]  # the pending position is <|audio_eos|>
-        else:
-            self._unseen = [close[1:]]  # the pending position is <|im_end|>
-        self.turns += 1
+        batch = prompt_batch([self._conversation.row(pieces, mode)], self.chat, self.model.geometry)
+        return read_prompt(self.model, batch, self._state, self._memory, self._conversation.before)

@@ -177,6 +177,14 @@ class ReplySteps:
         self.over = all_over or said == self.longest
 
     @property
+    def newest(self) -> tuple[int | None, Tensor | None]:
+        """What the newest position added to the first row: its text token, and its frames of speech ``(t, Q)``."""
+        token = int(self.text.tokens[-1][0]) if bool(self.text.kept[-1][0]) else None
+        if self.speech is None:
+            return token, None
+        return token, self.speech.groups[-1][0][self.speech.kept[-1][0]].cpu()
+
+    @property
     def _due(self) -> Tensor:
         return self._no_speech if self.speech is None else self.speech.due
 

@@ -10,6 +10,7 @@ from fac_lightning.heads.multi_token import MultiTokenHead
 from fac_lightning.heads.nested import NestedRefinedHead
 from fac_lightning.heads.parallel import ParallelHead
 from fac_lightning.heads.refined import RefinedHead, TextRefinedHead
+from fac_lightning.heads.row_state import NoRowState, RowState
 from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "KeyValueCache",
     "MultiTokenHead",
     "NestedRefinedHead",
+    "NoRowState",
     "ParallelHead",
     "RefinedHead",
+    "RowState",
     "SpeechHead",
     "TextRefinedHead",
 ]

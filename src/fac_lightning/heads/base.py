@@ -62,6 +62,15 @@ class SpeechHead(nn.Module, ABC):
     def new_state(self, batch_size: int) -> Any:
         """State of ``batch_size`` fresh replies for ``step``."""
 
+    def new_slots(self, num_slots: int) -> Any:
+        """State of up to ``num_slots`` replies that begin and end while others run on, for ``step``.
+
+        It has ``join() -> int``, which begins a reply behind the others and gives its row, and ``leave(row)``, which
+        ends one, and the last takes its row. ``step`` goes over all that have begun. Where this gives None, which a
+        head may leave it at, many streams are spoken one after the other, each with a ``new_state(1)``.
+        """
+        return None
+
     @abstractmethod
     def step(
         self, hidden: Tensor, state: Any, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None

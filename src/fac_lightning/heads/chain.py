@@ -16,20 +16,23 @@ from torch import Tensor, nn
 from fac_lightning.heads.base import SpeechHead
 from fac_lightning.heads.code_table import CodeTable
 from fac_lightning.heads.labels import ask, check_groups, group_output, said_before, shown
+from fac_lightning.heads.row_state import RowState
 from fac_lightning.heads.rows import Rows
 from fac_lightning.heads.split import Split, start_small
 from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
+from fac_lightning.slot_cache import SlotCache
 from fac_lightning.types import HeadOutput, bos_code, eos_code, pad_code
 
 __all__ = ["ChainHead", "ChainState"]
 
 
 @dataclass
-class ChainState:
+class ChainState(RowState):
     """State of a generation; moves on with every step."""
 
-    cache: KeyValueCache  # keys and values of the codes so far
+    caches: tuple[KeyValueCache | SlotCache]  # keys and values of the codes so far
     previous: Tensor  # (B,) int64, last code said
+    bos: int
 
 
 class ChainHead(SpeechHead):
@@ -90,19 +93,31 @@ class ChainHead(SpeechHead):
         self, hidden: Tensor, labels: Tensor, reply_lengths: Tensor, text_embeds: Tensor | None = None
     ) -> HeadOutput:
         """``forward`` for labels that were checked."""
+        places = self.states(hidden, labels, reply_lengths, text_embeds)
+        return group_output(places, self.output.weight, labels, self.codebook_size)
+
+    def states(
+        self, hidden: Tensor, labels: Tensor, reply_lengths: Tensor, text_embeds: Tensor | None = None
+    ) -> Tensor:
+        """States ``(H * k, Q, W)`` from which the codes are read off; arguments as for ``forward``."""
         rows = self.rows(reply_lengths, hidden.shape[0], hidden.device)
         previous = said_before(shown(labels, self.codebook_size).flatten(), rows.starts, self.codebook_size)
         # the code before a frame's codebook q is of codebook q - 1, or the last one of the frame before
         tables = (torch.arange(self.num_codebooks, device=hidden.device) - 1) % self.num_codebooks
         inputs = self._condition(hidden, text_embeds).unsqueeze(2) + self.embed(previous.view_as(labels), tables)
-        states = self.transformer(inputs.flatten(0, 2), rows.position_ids, rows.layout)  # (H * S, W)
-        places = states.view(-1, self.num_codebooks, self.width)
-        return group_output(places, self.output.weight, labels, self.codebook_size)
+        states: Tensor = self.transformer(inputs.flatten(0, 2), rows.position_ids, rows.layout)  # (H * S, W)
+        return states.view(-1, self.num_codebooks, self.width)
 
     def begin(self, batch_size: int, capacity: int = 64) -> ChainState:
         """State of ``batch_size`` fresh rows; ``capacity`` codes have room at once."""
-        bos = torch.full((batch_size,), bos_code(self.codebook_size), device=self.embed.weight.device)
-        return ChainState(KeyValueCache(len(self.transformer.blocks), batch_size, capacity), bos)
+        bos = bos_code(self.codebook_size)
+        before = torch.full((batch_size,), bos, device=self.embed.weight.device)
+        return ChainState((KeyValueCache(len(self.transformer.blocks), batch_size, capacity),), before, bos)
+
+    def begin_slots(self, num_slots: int, capacity: int = 128) -> ChainState:
+        """State of rows that come and go, none so far; ``capacity`` codes have room at once."""
+        before = torch.zeros(0, dtype=torch.int64, device=self.embed.weight.device)
+        return ChainState((SlotCache(num_slots, capacity, before.device),), before, bos_code(self.codebook_size))
 
     def say(
         self, hidden: Tensor, state: ChainState, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
@@ -115,7 +130,7 @@ class ChainHead(SpeechHead):
         for index in range(self.group_size * self.num_codebooks):
             frame, codebook = divmod(index, self.num_codebooks)
             inputs = condition[:, frame] + self.embed(state.previous, (codebook - 1) % self.num_codebooks)
-            states = self.transformer.step(inputs, state.cache)
+            states = self.transformer.step(inputs, state.caches[0])
             codes = ask(states, matrices[codebook], sample).masked_fill(ended, pad_code(self.codebook_size))
             ended = ended | (codes == eos_code(self.codebook_size))
             state.previous = codes

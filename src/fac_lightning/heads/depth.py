@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fac_lightning.heads.chain import ChainHead
+from fac_lightning.heads.row_state import NoRowState
 from fac_lightning.heads.rows import Rows, equal_rows
 
 __all__ = ["DepthHead"]
@@ -70,8 +71,16 @@ class DepthHead(ChainHead):
     def new_state(self, batch_size: int) -> None:
         """Nothing: a group depends on its hidden state alone."""
 
+    def new_slots(self, num_slots: int) -> NoRowState:
+        """Nothing to keep of replies that come and go."""
+        return NoRowState()
+
     def step(
-        self, hidden: Tensor, state: None, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
+        self,
+        hidden: Tensor,
+        state: NoRowState | None,
+        sample: Callable[[Tensor], Tensor],
+        text_embeds: Tensor | None = None,
     ) -> Tensor:
         """Say the next group ``(B, k, Q)`` after ``hidden`` ``(B, dim)``; see ``SpeechHead.step``."""
         state_of_group = self.begin(hidden.shape[0], capacity=self.group_size * self.num_codebooks)

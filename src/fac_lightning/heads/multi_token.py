@@ -19,6 +19,7 @@ from fac_lightning.heads.labels import ask, check_groups, end_after_eos, group_o
 from fac_lightning.heads.rows import Rows, ragged_rows
 from fac_lightning.heads.split import start_small
 from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
+from fac_lightning.slot_cache import SlotCache
 from fac_lightning.types import HeadOutput, eos_code, pad_code
 
 __all__ = ["MultiTokenHead"]
@@ -87,8 +88,14 @@ class MultiTokenHead(SpeechHead):
 
     def new_state(self, batch_size: int) -> FrameState:
         """State of ``batch_size`` fresh replies."""
-        transformers = [cast(_Predictor, predictor).transformer for predictor in self.predictors]
-        return FrameState.fresh(batch_size, transformers, self.embed)
+        return FrameState.fresh(batch_size, self._transformers(), self.embed)
+
+    def new_slots(self, num_slots: int) -> FrameState:
+        """State of replies that come and go, none so far."""
+        return FrameState.of_slots(num_slots, self._transformers(), self.embed)
+
+    def _transformers(self) -> list[CausalTransformer]:
+        return [cast(_Predictor, predictor).transformer for predictor in self.predictors]
 
     def step(
         self, hidden: Tensor, state: FrameState, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
@@ -121,7 +128,7 @@ class _Predictor(nn.Module):
         joined: Tensor = self.transformer(self._join(state, embeds), rows.position_ids, rows.layout)
         return joined
 
-    def step(self, state: Tensor, embeds: Tensor, cache: KeyValueCache) -> Tensor:
+    def step(self, state: Tensor, embeds: Tensor, cache: KeyValueCache | SlotCache) -> Tensor:
         """The same for the next group of B rows ``(B, W)``."""
         return self.transformer.step(self._join(state, embeds), cache)
 

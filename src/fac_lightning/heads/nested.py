@@ -100,6 +100,10 @@ class NestedRefinedHead(SpeechHead):
         """State of ``batch_size`` fresh replies."""
         return FrameState.fresh(batch_size, [self.transformer], self.embed)
 
+    def new_slots(self, num_slots: int) -> FrameState:
+        """State of replies that come and go, none so far."""
+        return FrameState.of_slots(num_slots, [self.transformer], self.embed)
+
     def step(
         self, hidden: Tensor, state: FrameState, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
     ) -> Tensor:

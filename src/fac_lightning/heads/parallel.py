@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fac_lightning.heads.base import SpeechHead
 from fac_lightning.heads.labels import check_groups, end_after_eos, group_output, spread_logits
+from fac_lightning.heads.row_state import NoRowState
 from fac_lightning.types import HeadOutput
 
 __all__ = ["ParallelHead"]
@@ -51,8 +52,16 @@ class ParallelHead(SpeechHead):
     def new_state(self, batch_size: int) -> None:
         """Nothing: a group depends on its hidden state alone."""
 
+    def new_slots(self, num_slots: int) -> NoRowState:
+        """Nothing to keep of replies that come and go."""
+        return NoRowState()
+
     def step(
-        self, hidden: Tensor, state: None, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
+        self,
+        hidden: Tensor,
+        state: NoRowState | None,
+        sample: Callable[[Tensor], Tensor],
+        text_embeds: Tensor | None = None,
     ) -> Tensor:
         """Say the next group ``(B, k, Q)`` after ``hidden`` ``(B, dim)``."""
         places = self.group_size * self.num_codebooks

@@ -68,6 +68,10 @@ class RefinedHead(ChainHead):
         """State of ``batch_size`` fresh replies."""
         return self.begin(batch_size)
 
+    def new_slots(self, num_slots: int) -> ChainState:
+        """State of replies that come and go, none so far."""
+        return self.begin_slots(num_slots)
+
     def step(
         self, hidden: Tensor, state: ChainState, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None
     ) -> Tensor:

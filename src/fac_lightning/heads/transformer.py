@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fac_lightning.heads.placed_linear import PlacedLinear, SharedLinear
 from fac_lightning.packed import PackedLayout, packed_attention
+from fac_lightning.slot_cache import SlotCache
 
 __all__ = ["CausalTransformer", "KeyValueCache"]
 
@@ -95,13 +96,24 @@ class CausalTransformer(nn.Module):
         normed: Tensor = self.norm(hidden)
         return normed
 
-    def step(self, inputs: Tensor, cache: KeyValueCache) -> Tensor:
-        """Hidden states ``(B, W)`` of the next position ``(B, W)`` of every row; ``cache`` grows by one."""
-        rotary = self._rotary(torch.full((1,), cache.length, device=inputs.device), inputs.dtype)
+    def step(self, inputs: Tensor, cache: KeyValueCache | SlotCache) -> Tensor:
+        """Hidden states ``(B, W)`` of the next position ``(B, W)`` of every row; ``cache`` grows by one.
+
+        Rows of a ``KeyValueCache`` are at one place; of a ``SlotCache``, those in use are each at its own.
+        """
+        place = None
+        if isinstance(cache, SlotCache):
+            positions = cache.open()[:, 0]
+        else:
+            place, positions = cache.length, torch.full((1,), cache.length, device=inputs.device)
+        rotary = self._rotary(positions, inputs.dtype)
         hidden = inputs
         for index, block in enumerate(self.blocks):
-            hidden = cast(_Block, block).step(hidden, rotary, cache, index)
-        cache.length += 1
+            hidden = cast(_Block, block).step(hidden, rotary, cache, index, place)
+        if isinstance(cache, SlotCache):
+            cache.close()
+        else:
+            cache.length += 1
         normed: Tensor = self.norm(hidden)
         return normed
 
@@ -137,12 +149,20 @@ class _Block(nn.Module):
         mixed = packed_attention(query, key, value, layout)  # (N, H, E)
         return self._feed_forward(hidden + self.out(mixed.flatten(1)))
 
-    def step(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache, index: int) -> Tensor:
-        """One position a row ``(B, W)`` -> ``(B, W)``."""
-        place = cache.length
+    def step(
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        cache: KeyValueCache | SlotCache,
+        index: int,
+        place: int | None,
+    ) -> Tensor:
+        """One position a row ``(B, W)`` -> ``(B, W)``; all at ``place`` where it is known."""
         query, key, value = (x.unsqueeze(2) for x in self._heads(hidden, rotary, place))  # (B, H, 1, E)
-        keys, values = cache.append(index, key, value)
-        mixed = F.scaled_dot_product_attention(query, keys, values)
+        if isinstance(cache, SlotCache):
+            mixed = cache.attend(index, query, key, value)
+        else:
+            mixed = F.scaled_dot_product_attention(query, *cache.append(index, key, value))
         return self._feed_forward(hidden + self.out(mixed.flatten(1), place), place)
 
     def _heads(

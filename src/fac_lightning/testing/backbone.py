@@ -67,6 +67,8 @@ def check_backbone(backbone: Backbone, atol: float = 1e-5) -> None:
     _same(torch.cat(pieces), alone[2], atol, "stepping with a cache must give what one pass gives")
     _check_left_padding(part, rows[3], longest, alone[3], alone[2], atol)
     _check_caches(part, longest, rows[3], (alone[2], alone[3]), atol)
+    if type(part).new_slots is not Backbone.new_slots:
+        _check_slots(part, rows, alone, atol)
 
 
 def _check_parents(part: Backbone, rows: tuple[Tensor, ...], atol: float) -> None:
@@ -105,6 +107,34 @@ def _check_caches(part: Backbone, long: Tensor, short: Tensor, want: tuple[Tenso
             hidden.append(part.step(row[None, step : step + 1], mask, where, cache)[0])
     for hidden, alone in zip(seen, want, strict=True):
         _same(torch.cat(hidden), alone[: len(short)], atol, "a generation must not disturb another one's cache")
+
+
+def _check_slots(part: Backbone, rows: tuple[Tensor, ...], alone: list[Tensor], atol: float) -> None:
+    """Rows of unequal length step together; one leaves, another takes its slot, and a row taken out is put back."""
+    slots, at = part.new_slots(2, 2), dict[int, int]()
+    promise = "a row must give in slots what it gives alone, whoever else comes or goes"
+
+    def read(number: int, count: int, row: int) -> None:
+        at[number] = at.get(number, 0) + count
+        hidden = part.step_slots(rows[number][None, at[number] - count : at[number]], slots, row)
+        _same(hidden[0], alone[number][at[number] - count : at[number]], atol, promise)
+
+    def step(*numbers: int) -> None:
+        hidden = part.step_slots(torch.stack([rows[n][at[n]] for n in numbers])[:, None], slots)
+        _same(hidden[:, 0], torch.stack([alone[n][at[n]] for n in numbers]), atol, promise)
+        at.update({n: at[n] + 1 for n in numbers})
+
+    read(2, 3, slots.join())
+    read(0, 1, slots.join())
+    step(2, 0)
+    step(2, 0)
+    kept = slots.copied(1)
+    slots.leave(1)
+    read(3, 2, slots.join())
+    read(3, 2, 1)
+    slots.leave(0)  # row 1 takes its place
+    slots.join(kept)
+    step(3, 0)
 
 
 def _same(left: Tensor, right: Tensor, atol: float, promise: str) -> None:

@@ -40,6 +40,7 @@ def check_head(head: SpeechHead, atol: float = 1e-5) -> None:
     _check_causality(case, out)
     _check_steps(case, out)
     _check_states(case, out)
+    _check_slots(case, out)
     if part.whole_sequence:
         _check_reading(case, out)
     _check_gradients(case)
@@ -231,6 +232,30 @@ def _check_states(case: _Case, out: HeadOutput) -> None:
             heard, mask = _step(case, torch.tensor([group]), state), out.mask[group]
             stepped = heard.in_place(heard.logprobs)[0]
             case.same(stepped[mask], out.logprobs[group][mask], "what is said with one state must not disturb another")
+
+
+@torch.no_grad()
+def _check_slots(case: _Case, out: HeadOutput) -> None:
+    """Three replies begin and end while others go on, where the head has slots for them."""
+    slots = case.part.new_slots(3)
+    if slots is None:
+        return
+
+    def said(*groups: int) -> None:
+        index = torch.tensor(groups)
+        heard, mask = _step(case, index, slots), out.mask[index]
+        promise = "a reply must give in slots what it gives alone, whoever else begins or ends"
+        case.same(heard.in_place(heard.logprobs)[mask], out.logprobs[index][mask], promise)
+
+    assert slots.join() == 0, "the first reply must have row 0"
+    said(0)
+    assert slots.join() == 1, "a reply must begin behind the others"
+    said(1, 4)
+    slots.join()
+    said(2, 5, 3)
+    slots.leave(0)  # the last one takes its place, and leaves
+    slots.leave(0)
+    said(6)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ class Case:
 
 
 CASES = {
+    "FAC-A00": Case("too many bad data", "a share of max_bad_share", "Repair or remove them, or raise max_bad_share"),
     "FAC-A01": Case("missing audio file", "a file that exists and may be read", "Put it there or correct the path"),
     "FAC-A02": Case("empty audio file", "sound", AGAIN),
     "FAC-A03": Case("no sound file", "a format that libsndfile reads: wav, flac, ogg, opus, mp3 ...", AGAIN),
@@ -73,7 +74,7 @@ CASES = {
 #: are told and counted, but do not make an item bad
 WARNINGS = frozenset({"FAC-A11", "FAC-A12"})
 #: what training refuses as a whole, whatever share is bad: the data are not what was asked for, or not to be trusted
-REFUSED = frozenset({"FAC-D01", "FAC-D03", "FAC-D10", "FAC-D13", "FAC-D14"})
+REFUSED = frozenset({"FAC-D01", "FAC-D03", "FAC-D10", "FAC-D11", "FAC-D12", "FAC-D13", "FAC-D14"})
 
 
 def bad_data(

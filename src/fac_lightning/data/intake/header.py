@@ -164,5 +164,7 @@ def _unopened(source: str | Path | bytes, where: str, error: Exception) -> BadDa
     cause = str(error).rsplit(": ", 1)[-1].rstrip(".")
     if begin.startswith(MAGIC):
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        if begin.startswith(b"OggS") and size > 4 * len(begin) and not _has_last_page(source):
+            return bad_data("FAC-A07", where, f"{size} bytes without the last page")
         return bad_data("FAC-A04", where, f"{size} bytes ({cause})")
     return bad_data("FAC-A03", where, f"a file that begins with {begin[:24]!r}")

@@ -53,7 +53,7 @@ def declared_audio(recording: Record) -> DeclaredAudio:
 def check_record(
     record: Record, where: str, gate: SourceGate, limits: IntakeLimits, dialogue: bool | None = None
 ) -> list[BadData]:
-    """Everything that is wrong with a record without looking at its audio: FAC-D07 to D10, D15, A13 to A15.
+    """Everything that is wrong with a record without looking at its audio: FAC-D07 to D10, D15, A13, A14.
 
     Args:
         record: With an ``id``.
@@ -170,9 +170,6 @@ def _length(seconds: float, place: str, limits: IntakeLimits) -> Iterator[BadDat
     if seconds < limits.min_seconds - 1e-6:
         rule = f"at least {limits.min_seconds:g} s"
         yield bad_data("FAC-A14", f"{place}, field 'duration'", f"{seconds:.4f} s", rule)
-    if seconds > limits.max_seconds:
-        rule = f"at most {limits.max_seconds:g} s"
-        yield bad_data("FAC-A15", f"{place}, field 'duration'", f"{seconds:.2f} s", rule)
 
 
 def _bounds(start: float, duration: float, recording: Record, place: str, limits: IntakeLimits) -> Iterator[BadData]:

@@ -7,6 +7,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from fac_lightning.data.corpus import Corpus
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.row_source import RowSource
 from fac_lightning.data.shards.corpus import ShardCorpus
@@ -31,6 +32,8 @@ def open_source(
     cache_audio: bool = True,
     progress: bool = True,
     mode_schedule: ModeSchedule | None = None,
+    limits: IntakeLimits | None = None,
+    max_bad_share: float = 0.01,
 ) -> RowSource:
     """The dialogues that paths name, all of one kind: a ``ShardCorpus`` of shards, else a ``Corpus``.
 
@@ -45,6 +48,8 @@ def open_source(
         cache_audio: Keep the users' waveforms of a ``Corpus``; those of shards are never kept.
         progress: Show a bar while codes are made.
         mode_schedule: How the weights change.
+        limits: What a ``Corpus`` accepts.
+        max_bad_share: Of the dialogues of a ``Corpus``.
 
     Raises:
         FileNotFoundError: A pattern fits nothing.
@@ -53,7 +58,7 @@ def open_source(
     found = expand_paths(paths)
     shards = [path for path in found if holds_shards(path)]
     if not shards:
-        rest = (system_prompts, reply, cache_audio, progress, mode_schedule)
+        rest = (system_prompts, reply, cache_audio, progress, mode_schedule, limits, max_bad_share)
         return Corpus(found, chat, geometry, tokenizer, modes, *rest)
     if len(shards) < len(found):
         other = next(path for path in found if path not in shards)

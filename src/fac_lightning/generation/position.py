@@ -1,0 +1,242 @@
+"""The next position of many replies: one pass through the backbone, one of the head for those that speak, one wait.
+
+Legend: R replies under way, N of them that speak, D width, k frames of a group, Q codebooks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fac_lightning.generation.picking import CodePicker, CodeRules, TextRules, pick_rows
+from fac_lightning.generation.requests import SpeechRequest
+from fac_lightning.generation.stepping import Decoded
+from fac_lightning.generation.streams import join
+from fac_lightning.models import SpeechLM
+from fac_lightning.prompts import ChatFormat
+from fac_lightning.replies import ReplyRule
+from fac_lightning.slot_cache import SlotCache
+from fac_lightning.types import bos_code, code_vocab_size, pad_code
+
+__all__ = ["Positions"]
+
+
+class Positions:
+    """What was chosen last for every row of the slots, and the choice of what comes next.
+
+    Args:
+        model: The speech LLM, in eval mode.
+        chat: Token ids of the marks.
+        reply: How spoken replies lie, as in training.
+        num_slots: Most rows.
+    """
+
+    def __init__(self, model: SpeechLM, chat: ChatFormat, reply: ReplyRule, num_slots: int) -> None:
+        self.model, self.chat, self.reply = model, chat, reply
+        weight = model.backbone.output_weight
+        self.device = weight.device
+        self._text_rules = TextRules(chat, self.device)
+        head, geometry = model.head, model.geometry
+        self.group = (geometry.group_size, geometry.num_codebooks)
+        self.draws = geometry.group_size * geometry.num_codebooks
+        self._code_rules = None if head is None else CodeRules(head, reply, self.device)
+        self._voices = None if head is None or head.whole_sequence else head.new_slots(num_slots)
+        self._speakers: list[SpeechRequest] = []  # by row of the head
+        size = geometry.codebook_size
+        self.lead, self.silence = (torch.full(self.group, code) for code in (bos_code(size), pad_code(size)))
+        self._hidden: list[Tensor] = []  # (*, D) each, behind which the rows choose next
+        self._text = torch.empty(0, model.backbone.dim, dtype=weight.dtype, device=self.device)  # (R, D) text read last
+        self._pending = self._text  # (R, D), the position chosen last
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the head speaks row by row, each with a memory of its own."""
+        return self.model.head is not None and self._voices is None
+
+    def join(self, hidden: Tensor, request: SpeechRequest) -> None:
+        """A row began, behind the others: the hidden state ``(1, D)`` behind which it answers."""
+        last = self.chat.assistant_open()[-1] if request.writes else self.chat.audio_bos
+        read = self.model.backbone.embed(torch.tensor([last], device=self.device))
+        self._text = torch.cat([self._text, read.to(self._text.dtype)])
+        self._hidden.append(hidden)
+
+    def leave(self, row: int, request: SpeechRequest) -> None:
+        """A row is over; the last takes its place."""
+        self._hush(request)
+        self._text, self._pending = _without(self._text, row), _without(self._pending, row)
+
+    def decoded(self, row: int, request: SpeechRequest) -> Decoded:
+        """What a row said so far."""
+        return request.decoded(self._pending[row : row + 1], self._text[row : row + 1], self.group[1])
+
+    def advance(self, slots: SlotCache) -> None:
+        """Show the backbone what was chosen last, in all rows."""
+        self._hidden = [self.model.backbone.step_slots(self._pending[:, None], slots)[:, 0]]
+
+    def choose(self, rows: list[SpeechRequest]) -> None:
+        """The next text token of every row, and the next group of those that speak; written to the requests."""
+        hidden, self._hidden = torch.cat(self._hidden), []  # (R, D)
+        token = self._token(hidden, rows)
+        group, present, said = self._say(hidden, rows)
+        if said is not None and not self.reply.text_goes_on:
+            closed = torch.zeros_like(token, dtype=torch.bool).index_copy(0, said.index, said.ended)
+            token = token.masked_fill(closed, self.chat.audio_eos)
+            assert present is not None
+            present = present & ~closed
+        self._text = self.model.backbone.embed(token)
+        self._pending = join(self.model, self._text, group, present)
+        self._write(rows, token, said)
+
+    def _token(self, hidden: Tensor, rows: list[SpeechRequest]) -> Tensor:
+        """Text tokens ``(R,)``."""
+        stops = [None if request.forbids_end else request.stop for request in rows]
+        logits = self._text_rules.forbid(self.model.backbone.logits(hidden), stops)
+        samplings = [request.decoding.text for request in rows]
+        uniform = torch.tensor([request.uniform() for request in rows], device=self.device)
+        penalised = [i for i, sampling in enumerate(samplings) if sampling.repetition_penalty != 1.0]
+        if not penalised:
+            return pick_rows(logits, samplings, uniform, None)
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for i in penalised:
+            before = rows[i].seen_text
+            if before is not None:
+                seen[i] = before
+        token = pick_rows(logits, samplings, uniform, seen)
+        seen.scatter_(1, token[:, None], True)
+        seen[:, self.chat.sil] = False  # silence repeats by design
+        for i in penalised:
+            rows[i].seen_text = seen[i]
+        return token
+
+    def _say(self, hidden: Tensor, rows: list[SpeechRequest]) -> tuple[Tensor | None, Tensor | None, _Said | None]:
+        """Groups ``(R, k, Q)`` as they are fed back, which rows have one ``(R,)``, and what the head said."""
+        lead_in = self.reply.lead_in_groups
+        due = [request.forbids_end for request in rows]
+        speaks = [wants and len(request.tokens) >= lead_in for wants, request in zip(due, rows, strict=True)]
+        for row, request in enumerate(rows):
+            if speaks[row]:
+                self._raise_voice(request)
+            elif request.memory is not None:
+                request.memory.listen(hidden[row : row + 1, None], self._text[row : row + 1, None])
+        if not any(due):
+            return None, None, None
+        group = self.silence.to(self.device).repeat(len(rows), 1, 1)
+        leads = [row for row in range(len(rows)) if due[row] and not speaks[row]]
+        if leads:
+            group[leads] = self.lead.to(self.device)
+        said = self._speak(hidden, rows) if any(speaks) else None
+        if said is not None:
+            group = group.index_copy(0, said.index, said.groups)
+        return group, torch.tensor(due, device=self.device), said
+
+    def _speak(self, hidden: Tensor, rows: list[SpeechRequest]) -> _Said:
+        """What the rows with a voice say."""
+        head = self.model.head
+        assert head is not None
+        row_of = {id(request): row for row, request in enumerate(rows)}
+        places = [row_of[id(request)] for request in self._speakers]
+        index = torch.tensor(places, device=self.device)
+        if places != list(range(len(rows))):
+            hidden, text = hidden[index], self._text[index]
+        else:
+            text = self._text
+        if self._voices is not None:
+            picker = self._picker(self._speakers)
+            groups = head.step(hidden, self._voices, picker, text if head.needs_text else None)
+            leads = picker.leads
+        else:
+            spoken = []
+            for i, request in enumerate(self._speakers):
+                picker = self._picker([request])
+                assert request.memory is not None
+                spoken.append((request.memory.say(hidden[i : i + 1], picker, text[i : i + 1]), picker.leads))
+            groups, leads = (torch.cat(parts) for parts in zip(*spoken, strict=True))
+        closed = self.reply.close(groups, head.codebook_size)
+        return _Said(index, closed.groups, closed.speech, closed.ended, leads)
+
+    def _picker(self, speakers: list[SpeechRequest]) -> CodePicker:
+        rules = self._code_rules
+        assert rules is not None
+        samplings = [request.decoding.speech for request in speakers]
+        noise = torch.stack([request.uniforms(self.draws) for request in speakers]).to(self.device)
+        leads = torch.tensor([request.leads for request in speakers], device=self.device)
+        seen = None
+        if any(sampling.repetition_penalty != 1.0 for sampling in samplings):
+            shape = (self.group[1], code_vocab_size(rules.size))
+            for request in speakers:
+                if request.seen_codes is None:
+                    request.seen_codes = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            seen = torch.stack([request.seen_codes for request in speakers if request.seen_codes is not None])
+            for request, part in zip(speakers, seen, strict=True):
+                request.seen_codes = part  # moves on with the picks
+        return CodePicker(rules, samplings, noise, leads, seen)
+
+    def _write(self, rows: list[SpeechRequest], token: Tensor, said: _Said | None) -> None:
+        """Tell the requests what was chosen; here the host waits for the device."""
+        frames, books = self.group
+        parts = [token]
+        if said is not None:
+            parts += [x.long().flatten() for x in (said.ended, said.leads, said.speech, said.groups)]
+        host = torch.cat(parts).cpu()
+        tokens, count = host[: len(rows)].tolist(), len(self._speakers)
+        spoken = {}
+        if said is not None:
+            ended, leads, speech, groups = host[len(rows) :].split([count, count, count * frames, count * self.draws])
+            kept, codes = speech.bool().view(count, frames), groups.view(count, frames, books)
+            spoken = {
+                id(request): (bool(end), bool(lead), code, keep)
+                for request, end, lead, code, keep in zip(
+                    self._speakers, ended.tolist(), leads.tolist(), codes, kept, strict=True
+                )
+            }
+        nothing = torch.zeros(frames, dtype=torch.bool)
+        for request, chosen in zip(rows, tokens, strict=True):
+            if request.writes:
+                request.write(chosen)
+            elif id(request) in spoken:
+                end, request.leads, code, keep = spoken[id(request)]
+                request.say(chosen, code, keep)
+                if end:
+                    request.speaks = False
+                    self._hush(request)
+            else:
+                request.say(chosen, self.lead if request.forbids_end else self.silence, nothing)
+
+    def _raise_voice(self, request: SpeechRequest) -> None:
+        """Give a request a row of the head, unless it has one."""
+        if request.voice < 0:
+            request.voice = len(self._speakers)
+            self._speakers.append(request)
+            if self._voices is not None:
+                self._voices.join()
+
+    def _hush(self, request: SpeechRequest) -> None:
+        """Take its row of the head back; the last one takes its place."""
+        row = request.voice
+        if row >= 0:
+            last = self._speakers.pop()
+            if last is not request:
+                self._speakers[row], last.voice = last, row
+            if self._voices is not None:
+                self._voices.leave(row)
+            request.voice = -1
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What the head said for the rows that speak."""
+
+    index: Tensor  # (N,) rows
+    groups: Tensor  # (N, k, Q)
+    speech: Tensor  # (N, k) bool, frames of real codes before the end
+    ended: Tensor  # (N,) bool, speech ends here
+    leads: Tensor  # (N,) bool, no real code was said yet
+
+
+def _without(rows: Tensor, row: int) -> Tensor:
+    """Rows without one; the last takes its place."""
+    kept = rows[:-1].clone()
+    kept[row : row + 1] = rows[-1:][: len(kept) - row]
+    return kept

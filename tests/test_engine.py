@@ -1,0 +1,474 @@
+"""Many replies at once: each is what it would be alone, whoever joins, leaves, is cancelled or waits."""
+
+import copy
+import random
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from torch import nn
+
+from fac_lightning.generation import Decoding, EngineChunk, Generator, Sampling, SpeechEngine, UserTurn, packed_linear
+from fac_lightning.generation.packed_linear import PackedLinears
+from fac_lightning.generation.picking import pick_rows
+from fac_lightning.generation.sampling import pick
+from fac_lightning.heads import (
+    DelayHead,
+    DepthHead,
+    FunAudioHead,
+    MultiTokenHead,
+    NestedRefinedHead,
+    ParallelHead,
+    RefinedHead,
+    TextRefinedHead,
+)
+from fac_lightning.prompts import MODES, ChatFormat
+from fac_lightning.replies import FrameEnd, GroupEnd
+from fac_lightning.slot_cache import SlotCache
+from fac_lightning.testing import tiny_backbone
+from fac_lightning.testing.families import BACKBONE_FAMILIES
+from fac_lightning.testing.tiny import tiny_speech_lm
+from test_generation import VOCAB, CharTokenizer, ToneTokenizer, clip
+from test_streaming import Running, joined
+
+LIVELY, FUSSY = Sampling(1.0), Sampling(0.9, top_k=9, top_p=0.9, repetition_penalty=1.3)
+QWEN3 = {"model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+QWEN3 |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def _pack_all(monkeypatch):
+    """Tiny matrices are packed too."""
+    monkeypatch.setattr(packed_linear, "LEAST", 0)
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return ChatFormat(CharTokenizer())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_speech_lm(vocab_size=VOCAB, codebook_size=12, seed=2).eval()
+
+
+class Opening(nn.Module):
+    """A backbone that ends its chains and replies sooner or later."""
+
+    def __init__(self, backbone, bonus=2.5):
+        super().__init__()
+        self.backbone, self.bonus = backbone, torch.zeros(VOCAB)
+        for mark in ("<|audio_bos|>", "<|audio_eos|>", "<|im_end|>"):
+            self.bonus[CharTokenizer().convert_tokens_to_ids(mark)] = bonus
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.backbone, name)
+
+    def logits(self, hidden):
+        return self.backbone.logits(hidden) + self.bonus
+
+
+@pytest.fixture(scope="module")
+def opening(model):
+    other = copy.deepcopy(model)
+    other.backbone = Opening(other.backbone)
+    return other
+
+
+def jobs(count, modes=tuple(MODES), seed=0, longest=20):
+    """Turns of any mode, length and sampling."""
+    chance = random.Random(seed)
+    return [
+        (
+            UserTurn("hey " * chance.randint(0, 4), clip(chance.randint(50, 900), i)),
+            chance.choice(modes),
+            Decoding(*chance.choices([Sampling(), LIVELY, FUSSY], k=2), chance.randint(1, longest), seed=i),
+        )
+        for i in range(count)
+    ]
+
+
+def same(one, other):
+    if one.codes is None or other.codes is None:
+        codes = one.codes is other.codes
+    else:
+        codes = torch.equal(one.codes, other.codes)
+    fields = ("text", "text_ids", "finished", "chain", "transcript", "draft")
+    return codes and all(getattr(one, f) == getattr(other, f) for f in fields)
+
+
+def drain(engine, asked, order):
+    """Submit jobs as ``order`` has it, a number of them before each step; the requests in the order of the jobs."""
+    requests, coming = [], iter(asked)
+    for count in order:
+        requests += [engine.submit(*job) for job in islice(coming, count)]
+        engine.step()
+    requests += [engine.submit(*job) for job in coming]
+    list(engine.run())
+    return requests
+
+
+# ---- identity with single runs
+
+
+@pytest.mark.parametrize("order", [[], [1] * 16, [2, 0, 0, 3, 0, 1, 0, 0, 4]])
+def test_every_reply_is_what_it_is_alone(opening, chat, order):
+    asked, generator = jobs(14, seed=len(order), longest=16), Generator(opening, chat)
+    engine = SpeechEngine(opening, chat, num_slots=4, capacity=3)
+    requests = drain(engine, asked, order)
+    alone = [generator.generate([turn], mode, decoding)[0] for turn, mode, decoding in asked]
+    assert all(same(request.reply, reply) for request, reply in zip(requests, alone, strict=True))
+    assert all(request.over and not request.running and not request.cancelled for request in requests)
+    assert engine.running == engine.waiting == 0
+    chained = [reply for reply in alone if reply.chain is not None]
+    assert {reply.codes.numel() > 0 for reply in chained} == {True, False}, "chains that open, and that are cut"
+    assert {reply.finished for reply in alone} == {True, False}
+
+
+def head_of(kind, num_codebooks, reply=None):
+    if kind is FunAudioHead:
+        return FunAudioHead(16, 5, 12, QWEN3)
+    sizes = {} if kind is ParallelHead else {"width": 16, "num_layers": 2, "num_heads": 2}
+    return kind(16, 5, 12, num_codebooks, **sizes)
+
+
+class Slotless(RefinedHead):
+    """A head of somebody else, which knows nothing of slots."""
+
+    def new_slots(self, num_slots):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_codebooks", "reply"),
+    [
+        (RefinedHead, 2, FrameEnd(2)),
+        (RefinedHead, 1, GroupEnd(0)),
+        (TextRefinedHead, 1, FrameEnd(1)),
+        (ParallelHead, 1, FrameEnd()),
+        (DepthHead, 2, FrameEnd()),
+        (DelayHead, 3, FrameEnd(1)),
+        (MultiTokenHead, 2, FrameEnd()),
+        (NestedRefinedHead, 2, FrameEnd()),
+        (Slotless, 2, FrameEnd(2)),
+        (FunAudioHead, 1, GroupEnd(10)),
+        (FunAudioHead, 1, FrameEnd(1)),
+    ],
+)
+def test_heads_and_reply_rules(chat, kind, num_codebooks, reply):
+    torch.manual_seed(1)
+    head = head_of(kind, num_codebooks)
+    model = tiny_speech_lm(VOCAB, codebook_size=12, num_codebooks=num_codebooks, head=head, seed=3).eval()
+    model.backbone = Opening(model.backbone)
+    asked, generator = jobs(6, ("S2M", "T2M", "T2T", "SAC"), seed=1, longest=12), Generator(model, chat, reply=reply)
+    asked = [
+        (turn, mode, replace(d, speech=Sampling(1.5))) if i % 2 else (turn, mode, d)
+        for i, (turn, mode, d) in enumerate(asked)
+    ]
+    requests = drain(SpeechEngine(model, chat, reply=reply, num_slots=3), asked, [2, 0, 1, 0, 2])
+    for request, (turn, mode, decoding) in zip(requests, asked, strict=True):
+        assert same(request.reply, generator.generate([turn], mode, decoding)[0])
+
+
+@pytest.mark.parametrize("family", BACKBONE_FAMILIES)
+def test_backbone_families(chat, family):
+    model = tiny_speech_lm(VOCAB, codebook_size=12).eval()
+    model.backbone = tiny_backbone(VOCAB, family=family).eval()
+    asked, generator = jobs(3, ("S2M", "T2T"), longest=8), Generator(model, chat)
+    requests = drain(SpeechEngine(model, chat, num_slots=2), asked, [1, 1, 1])
+    for request, (turn, mode, decoding) in zip(requests, asked, strict=True):
+        assert same(request.reply, generator.generate([turn], mode, decoding)[0])
+
+
+def test_generate_answers_as_the_generator_does(model, chat):
+    turns = [UserTurn(text="a" * i) for i in range(5)]
+    decoding = Decoding(LIVELY, LIVELY, 12, seed=7)
+    tokenizer = ToneTokenizer(12)
+    engine = SpeechEngine(model, chat, tokenizer, num_slots=2, system_prompts={"T2M": "be brief"})
+    generator = Generator(model, chat, tokenizer, system_prompts={"T2M": "be brief"})
+    pairs = zip(engine.generate(turns, "T2M", decoding), generator.generate(turns, "T2M", decoding), strict=True)
+    for one, other in pairs:
+        assert same(one, other)
+        torch.testing.assert_close(one.audio, other.audio)
+        assert one.sample_rate == 1000
+    assert engine.generate([]) == []
+
+
+# ---- streams
+
+
+@pytest.mark.parametrize("mode", ["T2M", "T2T", "SUC"])
+def test_chunks_in_a_row_are_the_reply(opening, chat, mode):
+    engine = SpeechEngine(opening, chat, Running(), num_slots=3)
+    decoding = Decoding(LIVELY, LIVELY, 24)
+    requests = [engine.submit(UserTurn("hey" * i, clip(300, i)), mode, replace(decoding, seed=i)) for i in range(4)]
+    chunks = list(engine.run())
+    assert all(isinstance(chunk, EngineChunk) for chunk in chunks)
+    for request in requests:
+        mine = [c.chunk for c in chunks if c.request is request]
+        text, codes, audio = joined(mine)
+        reply = request.reply
+        assert mine[-1].reply is reply
+        assert all(chunk.reply is None for chunk in mine[:-1])
+        assert text == reply.text
+        assert mode == "T2T" or (torch.equal(codes, reply.codes) and torch.equal(audio, reply.audio))
+    first = [chunks.index(next(c for c in chunks if c.request is request)) for request in requests]
+    last = [chunks.index(next(c for c in reversed(chunks) if c.request is request)) for request in requests]
+    assert mode == "SUC" or max(first[:3]) < min(last[:3]), "replies under way are said side by side"
+
+
+def test_cancelling_frees_the_slot_and_disturbs_nobody(model, chat):
+    asked = jobs(6, ("T2M", "S2M"), longest=20)
+    asked = [(turn, mode, replace(decoding, max_positions=20)) for turn, mode, decoding in asked]
+    engine, generator = SpeechEngine(model, chat, num_slots=2), Generator(model, chat)
+    requests = [engine.submit(*job) for job in asked]
+    for _ in range(3):
+        engine.step()
+    engine.cancel(requests[0])
+    engine.cancel(requests[4])  # waits still
+    assert requests[0].over
+    assert requests[0].cancelled
+    assert requests[4].reply is None
+    assert requests[4].over
+    assert engine.running == 1
+    assert engine.waiting == 3
+    list(engine.run())
+    engine.cancel(requests[1])  # is over: nothing happens
+    assert not requests[1].cancelled
+    for i, (turn, mode, decoding) in enumerate(asked):
+        if i != 4:
+            decoding = replace(decoding, max_positions=3) if i == 0 else decoding
+            assert same(requests[i].reply, generator.generate([turn], mode, decoding)[0])
+    assert not requests[0].reply.finished
+
+
+def test_requests_beyond_the_slots_wait_in_their_order(model, chat):
+    engine = SpeechEngine(model, chat, num_slots=2, max_waiting=1)
+    ask = lambda: engine.submit(UserTurn("a"), "T2T", Decoding(max_positions=4))  # noqa: E731
+    requests = [ask() for _ in range(3)]  # two find free slots, one waits
+    with pytest.raises(ValueError, match=r"3 requests wait for 2 free slots and max_waiting is 1: step\(\) until"):
+        ask()
+    engine.step()
+    assert [request.running for request in requests] == [True, True, False]
+    with pytest.raises(ValueError, match="1 requests wait for 0 free slots"):
+        ask()
+    list(engine.run())
+    assert all(request.reply is not None for request in requests)
+    assert engine.step() == []
+
+
+# ---- conversations and prefixes
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply"), [(RefinedHead, FrameEnd(1)), (FunAudioHead, GroupEnd(5)), (Slotless, FrameEnd())]
+)
+@pytest.mark.parametrize("mode", ["S2M", "T2T", "STC"])
+def test_conversations_are_what_they_are_alone(chat, mode, kind, reply):
+    torch.manual_seed(1)
+    model = tiny_speech_lm(VOCAB, codebook_size=12, head=head_of(kind, 1), seed=3).eval()
+    model.backbone = Opening(model.backbone)
+    decoding = Decoding(LIVELY, LIVELY, 9, seed=5)
+    talks = [[{"audio": clip(410, i)}, {"text": "and " * i}, {"audio": clip(200 + 90 * i, i)}] for i in range(2)]
+    engine, generator = SpeechEngine(model, chat, reply=reply, num_slots=1), Generator(model, chat, reply=reply)
+    sessions = [engine.session(mode, "be brief", decoding) for _ in talks]
+    for turn in range(3):
+        requests = [session.submit(**talk[turn]) for session, talk in zip(sessions, talks, strict=True)]
+        list(engine.run())
+        for i, request in enumerate(requests):
+            talks[i][turn]["reply"] = request.reply
+    for talk in talks:
+        alone = generator.session(mode, "be brief", decoding)
+        for turn in talk:
+            said = turn.pop("reply")
+            assert same(said, alone.send(**turn))
+    assert [session.turns for session in sessions] == [3, 3]
+
+
+def test_a_conversation_goes_on_behind_a_reply_that_was_cut(model, chat):
+    engine, decoding = SpeechEngine(model, chat, num_slots=1), Decoding(LIVELY, LIVELY, 20)
+    session, alone = engine.session("T2M", decoding=decoding), Generator(model, chat).session("T2M", decoding=decoding)
+    request = session.submit(text="hey")
+    with pytest.raises(ValueError, match=r"still being said: step\(\) until it is over, or cancel\(\) it"):
+        session.submit(text="and")
+    for _ in range(3):
+        engine.step()
+    engine.cancel(request)
+    alone.decoding = replace(decoding, max_positions=3)
+    assert same(request.reply, alone.send(text="hey"))
+    alone.decoding = decoding
+    waiting = session.submit(text="never said")
+    engine.cancel(waiting)  # it had not begun: nothing of it is remembered
+    request = session.submit(text="and")
+    list(engine.run())
+    assert same(request.reply, alone.send(text="and"))
+    with pytest.raises(ValueError, match="nothing to answer"):
+        session.submit()
+    with pytest.raises(ValueError, match="unknown mode 'X'"):
+        engine.session("X")
+
+
+def test_what_was_said_and_a_system_prompt_are_read_once(monkeypatch, model, chat):
+    engine = SpeechEngine(model, chat, num_slots=2)
+    read, plain = [], model.backbone.step_slots
+
+    def count(embeds, slots, row=None):
+        read.append(embeds.shape[0] * embeds.shape[1])
+        return plain(embeds, slots, row)
+
+    monkeypatch.setattr(model.backbone, "step_slots", count)
+    session = engine.session("T2T", "be brief", Decoding(max_positions=2))
+    session.submit(text="hey")
+    list(engine.run())
+    user = [chat.user_open(), chat.encode("hey"), chat.close(), chat.assistant_open()]
+    assert read == [len(chat.system("be brief")), sum(map(len, user)), 1]
+    read.clear()
+    session.submit(text="hey")  # the last token of the reply, what closes it, and the turn
+    list(engine.run())
+    assert read == [1 + len(chat.close()) + sum(map(len, user)), 1]
+    read.clear()
+    engine.session("T2T", "be brief", Decoding(max_positions=2)).submit(text="hey")
+    list(engine.run())
+    assert read == [sum(map(len, user)), 1]
+
+
+def test_the_head_runs_only_where_speech_is_due(monkeypatch, model, chat):
+    engine, rows, plain = SpeechEngine(model, chat, num_slots=3), [], model.head.step
+    monkeypatch.setattr(model.head, "step", lambda hidden, *rest: rows.append(len(hidden)) or plain(hidden, *rest))
+    engine.submit(UserTurn("a"), "T2T", Decoding(max_positions=6))
+    engine.step()
+    assert rows == []
+    spoken = engine.submit(UserTurn("b"), "T2M", Decoding(speech=LIVELY, max_positions=40, seed=3))
+    list(engine.run())
+    groups = -(-(len(spoken.reply.codes) + 1) // 5)
+    assert rows == [1] * groups
+    assert spoken.reply.finished
+
+
+# ---- what is refused, and what is left as it was
+
+
+def test_what_cannot_be_done_is_refused_when_it_is_asked(model, chat):
+    silent, deaf = copy.deepcopy(model), copy.deepcopy(model)
+    silent.head, deaf.encoder, deaf.feature_adapter = None, None, None
+    with pytest.raises(ValueError, match="the model has no head, so it cannot speak"):
+        SpeechEngine(silent, chat).submit(UserTurn("a"), "T2M")
+    assert SpeechEngine(silent, chat).generate([UserTurn("a")], "T2T", Decoding(max_positions=2))
+    with pytest.raises(ValueError, match="no encoder and feature_adapter, so it hears nothing"):
+        SpeechEngine(deaf, chat).submit(UserTurn(audio=clip(90)), "S2M")
+    deaf.code_adapter = None
+    with pytest.raises(ValueError, match="no code_adapter, so it cannot speak"):
+        SpeechEngine(deaf, chat).submit(UserTurn("a"), "T2M")
+    with pytest.raises(ValueError, match="mode S2M hears the user, but the turn has no audio"):
+        SpeechEngine(model, chat).submit(UserTurn("a"))
+    with pytest.raises(ValueError, match=r"system_prompts has unknown modes \['S2S'\]"):
+        SpeechEngine(model, chat, system_prompts={"S2S": "x"})
+    with pytest.raises(ValueError, match="num_slots must be at least 1 and max_waiting at least 0, got 0 and None"):
+        SpeechEngine(model, chat, num_slots=0)
+    with pytest.raises(ValueError, match="RefinedHead cannot say bos"):
+        SpeechEngine(model, chat, reply=GroupEnd())
+
+
+def test_a_backbone_without_slots_is_refused(model, chat):
+    class Plain(type(model.backbone)):
+        def new_slots(self, num_slots, capacity):
+            return super(type(model.backbone), self).new_slots(num_slots, capacity)
+
+    other = copy.deepcopy(model)
+    other.backbone.__class__ = Plain
+    with pytest.raises(ValueError, match="Plain has no new_slots and step_slots, which many streams at a time need"):
+        SpeechEngine(other, chat)
+
+
+def test_the_engine_leaves_the_model_as_it_was(model, chat):
+    own = copy.deepcopy(model).train()
+    before = copy.deepcopy(own.state_dict())
+    attributes = {name: set(vars(m)) for name, m in own.named_modules()}
+    engine = SpeechEngine(own, chat, num_slots=2)
+    for _ in range(3):
+        engine.submit(UserTurn(audio=clip(300)), "S2M", Decoding(max_positions=4))
+    for _ in engine.run():
+        assert all(m.training for m in own.modules())
+        assert not torch.is_inference_mode_enabled()
+    assert {name: set(vars(m)) for name, m in own.named_modules()} == attributes
+    assert all(torch.equal(value, before[key]) for key, value in own.state_dict().items())
+
+
+def test_a_prompt_that_fails_leaves_the_others(model, chat):
+    engine = SpeechEngine(model, chat, num_slots=2)
+    other = engine.submit(UserTurn("a"), "T2T", Decoding(max_positions=4))
+    engine.step()
+    broken = engine.submit(UserTurn("b"), "T2T")
+    broken.pieces[1] = [VOCAB + 5]  # no such token
+    with pytest.raises(IndexError):
+        engine.step()
+    assert broken.over
+    list(engine.run())
+    assert same(other.reply, Generator(model, chat).generate([UserTurn("a")], "T2T", Decoding(max_positions=4))[0])
+
+
+# ---- its parts
+
+
+def test_rows_are_picked_by_their_own_sampling():
+    logits, uniform = torch.randn(6, 20), torch.rand(6)
+    seen = torch.rand(6, 20) > 0.5
+    kinds = [Sampling(), LIVELY, FUSSY, LIVELY, Sampling(), FUSSY]
+    alone = [pick(logits[i : i + 1], kinds[i], uniform[i : i + 1], seen[i : i + 1]) for i in range(6)]
+    assert torch.equal(pick_rows(logits, kinds, uniform, seen), torch.cat(alone))
+
+
+def test_room_grows_and_a_row_that_leaves_is_replaced_by_the_last():
+    slots, kept = SlotCache(3, 2), torch.randn(3, 2, 70, 4)
+    for row in range(3):
+        assert slots.join() == row
+        slots.open(60 + row, row)
+        part = kept[row : row + 1, :, : 60 + row]
+        slots.attend(0, part, part, part)
+        slots.close()
+    assert slots.capacity == 64
+    slots.leave(0)
+    assert slots.lengths == [62, 61]
+    for row, number in enumerate((2, 1)):
+        keys, values = slots.copied(row).layers[0]
+        assert torch.equal(keys, kept[number, :, : slots.lengths[row]])
+        assert torch.equal(values, keys)
+    slots.open()
+    slots.close()
+    assert slots.lengths == [63, 62]
+    with pytest.raises(ValueError, match="at least one slot and one position, got 0 and 5"):
+        SlotCache(0, 5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_packed_weights_follow_the_parameters(monkeypatch):
+    layer, inputs = nn.Linear(24, 40), torch.randn(2, 3, 24)
+    packed, parameter = PackedLinears(layer), layer.weight
+    with torch.inference_mode():
+        for _ in range(2):
+            with packed:
+                assert layer.weight is not parameter
+                product = layer(inputs)
+                part = nn.functional.linear(inputs, layer.weight.unflatten(0, (5, 8))[1])
+                other = nn.functional.linear(inputs, torch.ones(40, 24))  # no parameter
+                assert type(layer.weight.sum()) is torch.Tensor
+            assert layer.weight is parameter
+            torch.testing.assert_close(product, layer(inputs))
+            torch.testing.assert_close(part, inputs @ layer.weight[8:16].T)
+            torch.testing.assert_close(other, inputs.sum(-1, keepdim=True).expand(-1, -1, 40))
+            assert type(product) is torch.Tensor
+            assert packed.copies == 2
+            nn.init.normal_(layer.weight)  # in its place
+        with PackedLinears(layer, enabled=False) as idle:
+            assert layer.weight is parameter
+        with packed, pytest.raises(RuntimeError):
+            layer(inputs[..., :5])
+        monkeypatch.setattr(packed_linear, "LEAST", 1000)
+        with PackedLinears(layer) as small:
+            layer(inputs)
+    assert layer.weight is parameter
+    assert idle.copies == small.copies == 0
