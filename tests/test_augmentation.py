@@ -12,7 +12,7 @@ import torch
 
 from fac_lightning.cli.build import ensure_forgetful
 from fac_lightning.config import UserError
-from fac_lightning.data import Clip, SpeechChatDataModule, SpokenTurn, TextTokenizerTraining
+from fac_lightning.data import Clip, DialogueSharding, SpeechChatDataModule, SpokenTurn, TextTokenizerTraining
 from fac_lightning.data.augmentation import Augmentation, refuse_remembering
 from fac_lightning.data.distortions import Chain, ColoredNoise, Distortion, Sometimes, Speed, Volume
 from fac_lightning.data.row_source import CorpusItem
@@ -174,6 +174,18 @@ def test_any_number_of_workers_and_ranks_hears_the_same(build):
     halves = rows(build(), 15, 0, 2) | rows(build(), 15, 1, 2)
     assert whole.keys() == halves.keys()
     assert all(whole[place].id == halves[place].id and same(whole[place], halves[place]) for place in whole)
+
+
+def test_dialogues_sound_alike_from_shards(build, world, tmp_path):
+    DialogueSharding(str(world / "train"), str(tmp_path / "shards"), 5).run()
+    heard = []
+    for train in (str(world / "train"), str(tmp_path / "shards")):
+        planner = build(train=train).train_planners["train"]
+        planned = [(i, part) for i in range(12) for part in planner.plan(i, 0, 3, 0.0)]
+        heard.append({row.id: row for i, part in planned if (row := planner.row(i, part))})
+        assert all(planner.row(i, part).cost == part.cost for i, part in planned)
+    assert heard[0].keys() == heard[1].keys()
+    assert all(same(heard[0][name], heard[1][name]) for name in heard[0])
 
 
 class Listener(lightning.LightningModule):
