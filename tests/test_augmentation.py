@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fac_lightning.cli import main
 from fac_lightning.cli.build import ensure_forgetful
 from fac_lightning.config import UserError
 from fac_lightning.data import Clip, DialogueSharding, SpeechChatDataModule, SpokenTurn, TextTokenizerTraining
@@ -267,3 +268,35 @@ def test_data_that_change_and_an_encoder_that_remembers_do_not_go_together(build
         ensure_forgetful(remembering, build())
     ensure_forgetful(remembering, build(augment=None))
     ensure_forgetful(remembering, SimpleNamespace())
+
+
+def test_the_recipe_trains_and_refuses_an_encoder_that_remembers(world, tmp_path, capsys):
+    frames = "{_target_: fac_lightning.testing.FrameEncoder, sample_rate: 16000, hop_length: 320, dim: 8}"
+    words = [
+        "fit",
+        "tiny/augmented",
+        f"vars.world={world}",
+        f"vars.text_tokenizer={world / 'tokenizer'}",
+        f"data.val={world / 'val'}",
+        f"trainer.default_root_dir={tmp_path / 'run'}",
+        "~init_from",
+        "tokenizer=null",
+        "vars.dim=16",
+        "vars.codebook_size=32",
+        "model.backbone={_target_: fac_lightning.testing.tiny_backbone, dim: 16, vocab_size: 400}",
+        "model.feature_adapter={_target_: fac_lightning.adapters.MeanGrouping, in_dim: 8, group_size: 10, dim: 16}",
+        "model.head.width=16",
+        "model.head.num_layers=1",
+        "~data.modes.S2M",
+        "~data.modes.T2M",
+        "trainer.max_steps=3",
+        "trainer.val_check_interval=2",
+        "trainer.enable_progress_bar=false",
+    ]
+    wrapped = f"{{_target_: fac_lightning.encoders.CachedEncoder, encoder: {frames}}}"
+    assert main([*words, f"model.encoder={wrapped}"]) == 2
+    told = capsys.readouterr().err
+    assert "data.augment changes the users' speech anew every epoch, and encoder is a CachedEncoder" in told
+    assert not (tmp_path / "run").exists()
+    assert main([*words, f"model.encoder={frames}"]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
