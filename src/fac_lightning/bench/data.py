@@ -43,7 +43,7 @@ CAPACITY = 2048
 PER_BATCH = 16  # dialogues that plain lhotse pads together; about what a line holds
 SHARDS = 6  # more than a corpus keeps open, so that every pass opens each anew
 #: dialogues of a shard with flac, and of one with codes alone
-SIZES = {"tiny": (20, 850)}
+SIZES = {"tiny": (12, 150)}
 OTHER_SIZES = (100, 1000)
 
 

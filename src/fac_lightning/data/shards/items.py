@@ -32,7 +32,9 @@ class ShardItems:
         self.shard, self.geometry, self.hears, self.says, self.last = shard, geometry, hears, says, last
         self._sketches: list[CorpusItem | None] = [None] * len(shard)
         self._checked = False
-        self._blank = np.zeros((max(shard.frames, default=0), shard.num_codebooks), np.uint8)  # stand-ins are views of it
+        self._blank = np.zeros(
+            (max(shard.frames, default=0), shard.num_codebooks), np.uint8
+        )  # stand-ins are views of it
 
     def sketch(self, row: int) -> CorpusItem:
         """A dialogue as packing plans with it: nothing but the manifest is read, codes are all zero."""
