@@ -17,6 +17,7 @@ from fac_lightning.backbones.base import Backbone
 from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
 from fac_lightning.generation.conversation import Conversation
 from fac_lightning.generation.engine_session import EngineSession
+from fac_lightning.generation.fixed_step import FixedStep
 from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.position import Positions
@@ -59,6 +60,7 @@ class SpeechEngine:
         pack_weights: On a CPU, keep a second copy of the linear layers in the layout of oneDNN's kernels. Steps of many
             replies are faster, for as much memory again as the weights take. Only for float32; elsewhere nothing is
             packed.
+        cuda_graph: On a GPU, capture the backbone's step as one CUDA graph; see ``FixedStep``. Not run on a GPU so far.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class SpeechEngine:
         max_waiting: int | None = None,
         system_prompts: dict[str, str] | None = None,
         pack_weights: bool = True,
+        cuda_graph: bool = False,
     ) -> None:
         unknown = sorted(set(system_prompts or ()) - set(MODES))
         if unknown:
@@ -83,6 +86,11 @@ class SpeechEngine:
         self.model, self.chat, self.tokenizer, self.num_slots = model, chat, tokenizer, num_slots
         self.max_waiting, self.system_prompts = max_waiting, {**SYSTEM_PROMPTS, **(system_prompts or {})}
         self.slots = model.backbone.new_slots(num_slots, capacity)
+        if cuda_graph and self.slots.device.type != "cuda":
+            raise ValueError(
+                f"cuda_graph needs a model on a CUDA device, and it is on {self.slots.device}; move it first"
+            )
+        self._fixed = FixedStep(model.backbone, self.slots, capture=True) if cuda_graph else None
         self._positions = Positions(model, chat, reply or FrameEnd(), num_slots)
         self._prefixes = Prefixes(model, chat, self.slots)
         self._linears = PackedLinears(model, pack_weights)
@@ -144,7 +152,7 @@ class SpeechEngine:
         """
         with evaluating(self.model), torch.inference_mode(), self._linears:
             if self._rows:
-                self._positions.advance(self.slots)
+                self._positions.advance(self._advance)
             for _ in range(min(self._free, len(self._waiting))):
                 self._admit(self._waiting.popleft())
             if not self._rows:
@@ -237,6 +245,11 @@ class SpeechEngine:
     @property
     def _free(self) -> int:
         return self.num_slots - len(self._rows)
+
+    def _advance(self, embeds: Tensor) -> Tensor:
+        if self._fixed is not None:
+            return self._fixed(embeds)
+        return self.model.backbone.step_slots(embeds, self.slots)
 
     def _admit(self, request: SpeechRequest) -> None:
         """Give a request a slot and show the model its prompt."""
