@@ -222,7 +222,8 @@ def test_rows_read_no_sound_and_planning_no_codes(world, chat, monkeypatch):
     assert read[-1] == "recording.000000.tar"
 
 
-def test_order_goes_through_few_shards_at_a_time_and_memory_stays_bounded(tmp_path, chat):
+def test_order_goes_through_few_shards_at_a_time_and_memory_stays_bounded(tmp_path, chat, monkeypatch):
+    monkeypatch.setattr("fac_lightning.data.shards.corpus.KEPT", 20)
     with DialogueWriter(tmp_path / "d") as writer:
         for i in range(60):
             writer.write(Dialogue(f"{i}", (Turn("user", "say"), Turn("assistant", "it"))))

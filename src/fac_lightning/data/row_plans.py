@@ -22,6 +22,7 @@ class RowPart(NamedTuple):
     mode: str
     span: TurnSpan | None  # None for the whole dialogue
     cost: Cost
+    take: tuple[int, int] | None = None  # seed and epoch by which its clips are augmented; None: as recorded
 
 
 class RowPlan(NamedTuple):
@@ -89,39 +90,44 @@ class RowPlanner:
 
     def split(self, index: int, mode: str) -> tuple[tuple[RowPart, ...], int]:
         """Rows of a dialogue in a mode that it serves, and the number of turns that no line takes."""
-        item = self.source.sketch(index)
+        return self._split(self.source.sketch(index), mode)
+
+    def _split(self, item: CorpusItem, mode: str) -> tuple[tuple[RowPart, ...], int]:
         whole = self.source.lay_out(item, mode).cost
         if self.budget.takes(whole):
             return (RowPart(mode, None, whole),), 0
         # ASR and TTS ask turn by turn, nothing before matters
         context = 0 if mode in ("ASR", "TTS") else self.context_turns
 
-        def part(span: TurnSpan) -> RowPart | None:
-            fitted = fit_mode(mode, item.turns[span.context : span.last])
-            if fitted is None or (item.unwritten and fitted in NEED_USER_TEXT):
-                return None
-            return RowPart(fitted, span, self._lay_out(self._passage(item, fitted, span)).cost)
-
         def cost(span: TurnSpan) -> Cost | None:
-            found = part(span)
-            return found and found.cost
+            passage = self._passage(item, mode, span)
+            return None if passage is None else self._lay_out(passage).cost
 
         spans, left_out = split_turns(item.turns, cost, self.budget.takes, context)
-        return tuple(found for span in spans if (found := part(span)) is not None), left_out
+        return tuple(RowPart(mode, span, found) for span in spans if (found := cost(span))), left_out
 
     def passage(self, index: int, part: RowPart, sketch: bool = False) -> Passage:
         """What of a dialogue becomes a row; with ``sketch`` with codes that are stand-ins."""
-        item = self.source.sketch(index) if sketch else self.source.item(index)
-        return self._passage(item, part.mode, part.span)
+        passage = self._passage(self._item(index, part, sketch), part.mode, part.span)
+        assert passage is not None
+        return passage
 
-    def row(self, index: int, part: RowPart) -> Row:
-        """A row laid out."""
-        return self._lay_out(self.passage(index, part))
+    def row(self, index: int, part: RowPart, sketch: bool = False) -> Row:
+        """A row laid out; with ``sketch`` with codes that are stand-ins."""
+        return self._lay_out(self.passage(index, part, sketch))
 
-    def _passage(self, item: CorpusItem, mode: str, span: TurnSpan | None) -> Passage:
+    def _item(self, index: int, part: RowPart, sketch: bool) -> CorpusItem:
+        """The dialogue of a row."""
+        return self.source.sketch(index) if sketch else self.source.item(index)
+
+    def _passage(self, item: CorpusItem, mode: str, span: TurnSpan | None) -> Passage | None:
+        """Some turns in the mode nearest to ``mode`` that they serve."""
         if span is None:
             return self.source.passage(item, mode)
-        return self.source.passage(item, mode, span.first, span.last, span.context)
+        fitted = fit_mode(mode, item.turns[span.context : span.last])
+        if fitted is None or (item.unwritten and fitted in NEED_USER_TEXT):
+            return None
+        return self.source.passage(item, fitted, span.first, span.last, span.context)
 
     def _lay_out(self, passage: Passage) -> Row:
         source = self.source
