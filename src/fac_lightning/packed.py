@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Bucket", "PackedLayout", "capped_attention", "packed_attention", "packed_layout"]
+__all__ = [
+    "Bucket",
+    "PackedLayout",
+    "capped_attention",
+    "keep_attention_uncompiled",
+    "packed_attention",
+    "packed_layout",
+]
 
 #: Rows at least this long are attended one by one: their attention costs far more than one more kernel call.
 LONG_ROW = 384
@@ -155,6 +162,19 @@ def packed_attention(
             f"the line has {query.shape[0]} positions but its row lengths sum to {layout.total}; "
             "pass the lengths of the rows that were packed"
         )
+    return _attend(query, key, value, layout, scale, dropout, window, softcap)
+
+
+def _attend_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
     if layout.total == 0:
         return query + key.sum() + value.sum()  # keeps the graph, so that every parameter gets a zero gradient
     device = query.device.type
@@ -169,6 +189,20 @@ def packed_attention(
     outputs = [_attend_bucket(query, key, value, b, scale, dropout, window, softcap) for b in layout.buckets]
     joined: Tensor = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return joined if layout.restore is None else joined.index_select(0, layout.restore)
+
+
+_attend: Callable[..., Tensor] = _attend_rows
+
+
+def keep_attention_uncompiled() -> None:
+    """Let code that ``torch.compile`` makes from now on call packed attention as it is.
+
+    Rows differ from line to line, and a program for one layout would be of no use for the next. Nothing else changes;
+    doing it again changes nothing.
+    """
+    global _attend
+    if _attend is _attend_rows:
+        _attend = torch.compiler.disable(_attend_rows)
 
 
 def _attend_bucket(

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from fac_lightning.tasks.optimization import (
     silent_modules,
     warmup_count,
 )
-from fac_lightning.tasks.strategies import keep_batches, loss_divisor
+from fac_lightning.tasks.strategies import fused_adamw, keep_batches, loss_divisor
 from fac_lightning.types import SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["PackedLineTask"]
@@ -193,9 +192,7 @@ class PackedLineTask(lightning.LightningModule, ABC):
             raise ValueError(f"the schedule needs the number of steps: set trainer.max_steps, got {max_steps}")
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         groups = parameter_groups(trained, self.lr, self.weight_decay, self.lr_factors)
-        # under autocast Lightning clips no gradients of a fused optimizer, which could unscale them by itself
-        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=fused)
+        optimizer = fused_adamw(groups, self.lr, self.betas, self.trainer.precision_plugin)
         warmup, floor = warmup_count(self.warmup_steps, max_steps), self.min_lr / self.lr if self.lr else 0.0
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_with_warmup(step, warmup, max_steps, floor)

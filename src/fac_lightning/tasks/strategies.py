@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+
 from fac_lightning.types import PreferenceBatch, SpeechTextBatch
 
-__all__ = ["keep_batches", "loss_divisor"]
+__all__ = ["fused_adamw", "keep_batches", "loss_divisor"]
 
 
 def keep_batches(trainer: Any) -> None:
@@ -34,6 +38,22 @@ def loss_divisor(trainer: Any) -> int:
     if trainer.strategy.handles_gradient_accumulation:
         divisor *= int(trainer.accumulate_grad_batches)
     return divisor
+
+
+def fused_adamw(
+    groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], precision: Any
+) -> torch.optim.AdamW:
+    """AdamW in one kernel for all parameters, wherever gradients can also be clipped.
+
+    Lightning clips no gradients of an optimizer that could undo the scaling of half-precision losses by itself. Where
+    nothing is scaled (bfloat16 needs no scaler) there is nothing to undo; with a scaler (float16) it is not fused.
+    """
+    mixed = isinstance(precision, MixedPrecision)
+    scaled = mixed and precision.scaler is not None
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=not scaled)
+    if mixed:
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def _convert(given: Any, data: Any) -> Any:
