@@ -43,7 +43,7 @@ CAPACITY = 2048
 PER_BATCH = 16  # dialogues that plain lhotse pads together; about what a line holds
 SHARDS = 6  # more than a corpus keeps open, so that every pass opens each anew
 #: dialogues of a shard with flac, and of one with codes alone
-SIZES = {"tiny": (20, 850)}
+SIZES = {"tiny": (12, 150)}
 OTHER_SIZES = (100, 1000)
 
 
@@ -178,7 +178,7 @@ def _dialogue(rng: np.random.Generator, name: str, bank: Sequence[np.ndarray] | 
         if bank is None:
             turns.append(Turn("user", text))
         else:
-            audio = bank[rng.integers(len(bank))]
+            audio = bank[int(rng.integers(len(bank)))]
             turns.append(Turn("user", text, audio[: round(question * RATE)], RATE))
         codes = TurnCodes("bench", rng.integers(0, CODEBOOK, (round(answer * FRAME_RATE), 1)), FRAME_RATE)
         turns.append(Turn("assistant", _words(rng, answer), codes=codes))
