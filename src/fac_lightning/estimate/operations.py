@@ -1,7 +1,7 @@
 """What one operation of PyTorch costs: floating-point operations and bytes that it reads and writes.
 
-The formulas of PyTorch's own FLOP counter, and those of two operations that it leaves out: attention on a CPU and the
-grouped product of a mixture of experts.
+The formulas of PyTorch's own FLOP counter, and those of three operations that it leaves out: attention on a CPU, the
+grouped product of a mixture of experts, and a product that is added to a matrix in place.
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ def _grouped(left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs:
     return int(2 * left[-2] * left[-1] * right[-1])
 
 
+def _added(base: Any, left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """``(M, K) x (K, N)``, added to what is there."""
+    return int(2 * left[0] * left[1] * right[1])
+
+
 #: For ``FlopCounterMode(custom_mapping=...)``: what the counter of PyTorch leaves out; shapes in, operations out.
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
     aten._grouped_mm: _grouped,
+    aten.addmm_: _added,
 }
 
 
