@@ -12,6 +12,7 @@ import torch
 
 from fac_lightning.data import Clip, SpeechChatDataModule, StreamTally, TextTokenizerTraining
 from fac_lightning.data.errors import BadData
+from fac_lightning.data.stream import FixedLines
 from fac_lightning.testing.dialogues import make_dialogues
 from fac_lightning.testing.tiny import tiny_speech_lm
 from fac_lightning.types import IGNORE, SpeechGeometry
@@ -86,6 +87,15 @@ def test_a_clip_of_another_length_is_bad(world):
     module = build(world, load=lambda: np.zeros(5, np.int16))
     reasons = [why for line in islice(module.train_dataloader(), 6) for _, why in line.left_out]
     assert re.search(r"FAC-A09: .* in row 'dummy-\d+/S2T': got 5 samples, want \d{4}\. Make the manifest", reasons[0])
+
+
+def test_bad_rows_of_validation_are_told_once(world, caplog):
+    lines = FixedLines(next(iter(build(world).train_planners.values())), 0)
+    with caplog.at_level(logging.WARNING):
+        names = [[name for line in lines for name in line.ids] for _ in range(2)]
+    assert len(names[0]) == 30
+    assert names[0] == names[1]
+    assert caplog.text.count("left out of validation: FAC-A05") == 1
 
 
 def test_what_is_no_bad_data_is_raised(world):

@@ -22,13 +22,19 @@ from fac_lightning.data import (
     BadData,
     DataCheck,
     IntakeLimits,
+    PreferenceDataModule,
+    PreferencePair,
+    PreferenceWriter,
     SpeechChatDataModule,
     TextTokenizerTraining,
+    TurnAnswer,
+    WrittenAnswer,
     read_cuts,
     read_dialogues,
 )
 from fac_lightning.data.audio import Span, read_span
-from fac_lightning.data.intake import CASES, REFUSED, WARNINGS, check_shar_folder
+from fac_lightning.data.good_dialogues import good_dialogues
+from fac_lightning.data.intake import CASES, REFUSED, WARNINGS, check_audio, check_shar_folder
 from fac_lightning.data.lhotse_setup import import_lhotse
 from fac_lightning.tasks import SpeechSFT
 from fac_lightning.testing.dialogues import make_dialogues
@@ -670,3 +676,82 @@ def test_lines_that_are_no_records(world, tmp_path, capsys, line, told):
     assert "FAC-D15" in out
     assert told in out
     assert "5 of 6 records are good" in out
+
+
+def places_in(value, path=()):
+    """Where something stands in nested lists and dictionaries."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield (*path, key)
+        yield from places_in(one, (*path, key))
+
+
+@pytest.mark.parametrize("odd", [None, -1, float("nan"), "x", [], {"a": 1}, True, "|x", "gone"], ids=repr)
+def test_whatever_stands_in_a_field_is_told_or_taken(world, tmp_path, odd):
+    folder = copy_of(world, "", tmp_path)
+    lines = (folder / "cuts.jsonl").read_text().splitlines()[:2]
+    for path in places_in(json.loads(lines[0])):
+        found = json.loads(lines[0])
+        holder = found
+        for key in path[:-1]:
+            holder = holder[key]
+        if odd == "gone":
+            del holder[path[-1]]
+        else:
+            holder[path[-1]] = odd
+        (folder / "cuts.jsonl").write_text(json.dumps(found) + "\n" + lines[1] + "\n")
+        result = DataCheck([str(folder / "cuts.jsonl")], decode=False, progress=False).run()
+        assert result.records == 2
+        assert result.good == 2 - bool(result.errors)
+        if {problem.code for problem in result.errors} & REFUSED:
+            with pytest.raises(BadData, match="FAC-D10"):
+                good_dialogues(folder, IntakeLimits(), ("user", "assistant"))
+        else:
+            good = good_dialogues(folder, IntakeLimits(), ("user", "assistant"))
+            assert len(good.cuts) + len(good.bad) == 2
+
+
+FORMATS = [("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", None)]
+
+
+@pytest.mark.parametrize(("format_", "subtype"), FORMATS)
+def test_damaged_sound_is_told_or_taken(tmp_path, capfd, format_, subtype):
+    data, rng = io.BytesIO(), np.random.default_rng(0)
+    soundfile.write(data, hum(), RATE, format=format_, subtype=subtype)
+    whole = np.frombuffer(data.getvalue(), np.uint8)
+    seen = set()
+    for number in range(60):
+        raw = whole[: len(whole) if number % 2 else rng.integers(len(whole))].copy()
+        places = rng.integers(0, max(1, min(len(raw), int(rng.choice([64, 400, 10**6])))), 4)
+        raw[places[places < len(raw)]] = rng.integers(0, 256)
+        (tmp_path / "x").write_bytes(raw.tobytes())
+        for source in (raw.tobytes(), tmp_path / "x"):
+            report = check_audio(source, "x", IntakeLimits())
+            seen |= {problem.code for problem in report.problems} or {"good"}
+    assert seen <= {"good", *CASES}
+    assert len(seen) > 2
+    assert "Exception ignored" not in capfd.readouterr().err  # from libsndfile's callbacks
+
+
+def test_pairs_of_a_bad_dialogue_are_left_out(world, tmp_path, caplog):
+    folder = copy_of(world, "", tmp_path)
+    with PreferenceWriter(folder) as writer:
+        for name in ("dummy-0", "dummy-1", "bad"):
+            answers = TurnAnswer(name, 1), WrittenAnswer("no.")
+            writer.write(PreferencePair(f"pair-{name}", name, 1, *answers))
+    (folder / "audio" / "bad.wav").unlink()
+    module = PreferenceDataModule(
+        str(folder), str(world / "tokenizer"), geometry=GEOMETRY, mode="S2T", capacity=512, max_bad_share=0.5
+    )
+    with caplog.at_level(logging.WARNING):
+        module.setup("fit")
+    assert [pair.id for _, pair in module.train_corpus.pairs] == ["pair-dummy-0", "pair-dummy-1"]
+    assert [problem.code for problem in module.train_corpus.bad] == ["FAC-A01"]
+    assert "1 of 3 pairs use bad dialogues and are left out" in caplog.text
+    for name in ("dummy-0", "dummy-1"):
+        (folder / "audio" / f"{name}-user.flac").unlink()
+    module = PreferenceDataModule(
+        str(folder), str(world / "tokenizer"), geometry=GEOMETRY, mode="S2T", capacity=512, max_bad_share=1.0
+    )
+    with pytest.raises(ValueError, match="every pair uses a bad dialogue; the first: FAC-A01"):
+        module.setup("fit")

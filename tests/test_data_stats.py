@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 
 from fac_lightning.cli import main
-from fac_lightning.data import Dialogue, DialogueWriter, Turn, TurnCodes, read_dialogues
+from fac_lightning.data import Dialogue, DialogueSharding, DialogueWriter, Turn, TurnCodes, read_dialogues
 from fac_lightning.data.layout import SpokenTurn, lay_out
 from fac_lightning.data.stats import DensestReplies, DialogueStats, Histogram
 from fac_lightning.data.stats.histogram import growing_edges, whole_edges
@@ -162,6 +163,24 @@ def test_no_audio_is_read(folder, tmp_path, monkeypatch):
     figures = DialogueStats([str(manifest), str(folder / "d")]).run()
     assert figures["dialogues"] == 8
     assert figures["density"] is figures["positions"] is None
+
+
+def test_shards_have_the_figures_of_their_dialogues(folder, tmp_path, monkeypatch):
+    source = tmp_path / "d"
+    with DialogueWriter(source) as writer:  # the id that is markup cannot be the name of a file in a tar
+        for dialogue in read_dialogues(folder / "d"):
+            writer.write(replace(dialogue, id=dialogue.id.replace("/", "-")))
+    DialogueSharding(str(source), str(tmp_path / "s"), 3).run()
+    monkeypatch.setattr(soundfile, "SoundFile", None)
+    expected = DialogueStats(str(source), text_tokenizer=str(folder / "bytes")).run()
+    found = DialogueStats(str(tmp_path / "s"), text_tokenizer=str(folder / "bytes")).run()
+    for figures in (expected, found):
+        del figures["paths"]
+        for side in figures["sides"].values():
+            assert set(side.pop("containers").values()) == {2}
+    assert found == expected
+    both = DialogueStats([str(tmp_path / "s"), str(source)]).run()
+    assert both["dialogues"] == 8
 
 
 def test_histograms_count_exactly_and_tell_quantiles_to_a_bin():

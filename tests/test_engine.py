@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fac_lightning.generation import Decoding, EngineChunk, Generator, Sampling, SpeechEngine, UserTurn, packed_linear
+from fac_lightning.generation.fixed_step import FixedStep
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.picking import pick_rows
 from fac_lightning.generation.sampling import pick
@@ -442,6 +443,28 @@ def test_room_grows_and_a_row_that_leaves_is_replaced_by_the_last():
     assert slots.lengths == [63, 62]
     with pytest.raises(ValueError, match="at least one slot and one position, got 0 and 5"):
         SlotCache(0, 5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral"])
+def test_a_step_of_fixed_shapes_is_the_plain_one(model, chat, family):
+    other = copy.deepcopy(model)
+    other.backbone = tiny_backbone(VOCAB, family=family).eval()
+    asked = jobs(4, ("S2M", "T2T"), longest=8)
+    plain, fixed = (SpeechEngine(other, chat, num_slots=3, capacity=5) for _ in range(2))
+    fixed._fixed = FixedStep(other.backbone, fixed.slots, capture=False)
+    pairs = zip(drain(plain, asked, [1, 1, 1]), drain(fixed, asked, [1, 1, 1]), strict=True)
+    assert all(same(one.reply, another.reply) for one, another in pairs)
+    with pytest.raises(ValueError, match="cuda_graph needs a model on a CUDA device, and it is on cpu; move it first"):
+        SpeechEngine(other, chat, cuda_graph=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the captured step cannot run")
+def test_a_captured_step_is_the_plain_one(model, chat):
+    other = copy.deepcopy(model).cuda()
+    asked = jobs(6, ("S2M", "T2M", "T2T"), longest=12)
+    plain, captured = (SpeechEngine(other, chat, num_slots=3, capacity=8, cuda_graph=graph) for graph in (False, True))
+    pairs = zip(drain(plain, asked, [1, 1, 1]), drain(captured, asked, [1, 1, 1]), strict=True)
+    assert all(same(one.reply, another.reply) for one, another in pairs)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")

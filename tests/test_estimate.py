@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from fac_lightning.adapters import ConcatCodeGrouping, MeanGrouping, SumFusion
-from fac_lightning.backbones import HFBackbone
+from fac_lightning.backbones import HFBackbone, LoRABackbone
 from fac_lightning.encoders import FunAudioEncoder
 from fac_lightning.estimate import (
     FLOP_FORMULAS,
@@ -23,6 +23,7 @@ from fac_lightning.estimate import (
     RateVariant,
     Setting,
     ShapesOnly,
+    StoredFeatures,
     assess,
     cheapest,
     compare_rates,
@@ -30,9 +31,11 @@ from fac_lightning.estimate import (
     fewer_positions,
     frozen_slot,
     hollow,
+    low_rank_slot,
     machine_named,
     packed_batch,
     sharding_named,
+    smaller_slot,
     trace_group,
     trace_line,
 )
@@ -271,3 +274,41 @@ def test_remedies_fit_and_what_disturbs_least_comes_first():
     assert same.outcome.headroom == -1
     assert [way.name for way in cheapest([frozen, same, half])] == ["half", "frozen"]
     assert frozen.outcome.device_seconds < same.outcome.device_seconds
+
+
+def test_remedies_save_what_they_say():
+    """What a remedy is said to save against the model that its words make."""
+    made = model()
+    batch = conversation_batch(SHORT, made.geometry, RATE, count=8)
+    line, setting = trace_line(made, batch), Setting(MACHINES["cpu"], sharding_named("auto", 1))
+
+    half = conversation_batch(SHORT, made.geometry, RATE, count=4)
+    same_as(fewer_positions(line, 0.5), trace_line(made, half), setting)
+    smaller = model()
+    del smaller.head.transformer.blocks[1:]
+    share = 1 - sum(p.numel() for p in made.head.transformer.blocks[1].parameters()) / line.slots["head"].total
+    same_as(smaller_slot(line, "head", share), trace_line(smaller, batch), setting, rel=0.25)
+    low = model()
+    low.backbone = LoRABackbone(low.backbone, rank=4)
+    traced = trace_line(low.train(), batch)
+    same_as(low_rank_slot(line, "backbone", traced.slots["backbone"].trained), traced, setting, rel=0.25)
+    stored = model()
+    stored.encoder = StoredFeatures(stored.encoder)
+    same_as(frozen_slot(line, "encoder", stored=True), trace_line(stored, batch), setting)
+
+
+def same_as(said: LineCost, traced: LineCost, setting: Setting, rel: float = 0.1) -> None:
+    memory, real = assess(said, setting).memory, assess(traced, setting).memory
+    assert said.total_flops == pytest.approx(traced.total_flops, rel=rel)
+    assert (memory.weights, memory.states) == pytest.approx((real.weights, real.states), rel=0.02)
+    assert memory.activations == pytest.approx(real.activations, rel=rel)
+
+
+def test_a_reference_model_costs_a_forward_pass():
+    line = line_cost()
+    off, copied = line.with_reference(False), line.with_reference(True)
+    assert off.total_flops == copied.total_flops == line.total_flops + line.by_phase()["forward"]
+    setting = Setting(MACHINES["h100"], sharding_named("auto", 1))
+    plain, twice = assess(line, setting).memory, assess(copied, setting).memory
+    assert twice.weights == 2 * plain.weights
+    assert twice.states == plain.states

@@ -11,10 +11,12 @@ import torch
 import fac_lightning.evaluation.spoken_qa as module
 from fac_lightning.data import Dialogue, DialogueWriter, Turn
 from fac_lightning.evaluation import SpokenQAEvaluation
-from fac_lightning.generation import Reply, Sampling
+from fac_lightning.generation import Reply, Sampling, SpeechEngine
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.replies import FrameEnd
+from fac_lightning.testing.tiny import tiny_speech_lm
 from fac_lightning.types import SpeechCodes, Waveforms
+from test_generation import VOCAB, CharTokenizer, ToneTokenizer
 
 pytest.importorskip("jiwer", reason="the extra eval is not installed")
 pytest.importorskip("whisper_normalizer", reason="the extra eval is not installed")
@@ -76,7 +78,9 @@ def evaluation(tmp_path, monkeypatch):
             question = Turn("user", f"question {i}", np.zeros(800, np.float32), RATE, {"voice": "ab"[i % 2]})
             writer.write(Dialogue(f"d{i}", (question, Turn("assistant", text, wave(i), RATE))))
     loaded = SimpleNamespace(
-        model=SimpleNamespace(geometry=SimpleNamespace(sample_rate=2 * RATE)),
+        model=SimpleNamespace(
+            geometry=SimpleNamespace(sample_rate=2 * RATE), head=SimpleNamespace(whole_sequence=True)
+        ),
         tokenizer=EchoTokenizer(),
         text_tokenizer=None,
         data={"system_prompts": {"S2M": "Speak."}},
@@ -160,3 +164,28 @@ def test_answers_are_drawn_by_seed_and_place_whatever_the_batch(evaluation, monk
     asked.clear()
     evaluation(text=Sampling(0.7)).run()
     assert [(d.text.temperature, d.speech.temperature, d.seed) for d, _ in asked] == [(0.7, 0.0, 0), (0.7, 0.0, 3)]
+
+
+def test_the_engine_answers_as_the_generator_does(tmp_path, monkeypatch):
+    with DialogueWriter(tmp_path / "set") as writer:
+        for i in range(7):
+            question = Turn("user", f"question {i}", 0.1 * np.ones(100 + 200 * i, np.float32), 1000)
+            writer.write(Dialogue(f"d{i}", (question, Turn("assistant", "yes", wave(0), RATE))))
+    loaded = SimpleNamespace(
+        model=tiny_speech_lm(VOCAB, codebook_size=12).eval(),
+        tokenizer=ToneTokenizer(12),
+        text_tokenizer=CharTokenizer(),
+        data={},
+        reply=FrameEnd(1),
+    )
+    lively, told = Sampling(1.0), []
+    for suits in (True, False):
+        if not suits:
+            monkeypatch.setattr(SpeechEngine, "suits", lambda model: False)
+        sets, options = {"heard": str(tmp_path / "set")}, {"batch_size": 2, "max_positions": 8, "num_examples": 0}
+        out = str(tmp_path / "out")
+        run = SpokenQAEvaluation("run", sets, out, lambda run: loaded, text=lively, speech=lively, **options).run()
+        del run["sets"]["heard"]["seconds"]
+        told.append(run)
+    assert told[0] == told[1]
+    assert len({answer["text"] for answer in told[0]["sets"]["heard"]["answers"]}) > 3

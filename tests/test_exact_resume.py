@@ -13,10 +13,11 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from fac_lightning.callbacks import RandomState
-from fac_lightning.data import SpeechChatDataModule, TextTokenizerTraining
+from fac_lightning.data import DialogueSharding, SpeechChatDataModule, TextTokenizerTraining
 from fac_lightning.data.stream import StreamPlace
 from fac_lightning.data.stream_progress import StreamProgress
 from fac_lightning.testing.dialogues import make_dialogues
+from fac_lightning.weights import CheckpointError
 
 STEPS = 7
 LINES = 2  # of a step
@@ -27,6 +28,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     for name in ("a", "b"):
         make_dialogues(folder / name, 25, rounds=2, spoken=False, seed=ord(name))
+    DialogueSharding(str(folder / "b"), str(folder / "shards"), shard_size=4, codes=None).run()
     TextTokenizerTraining([str(folder / "a")], 330, str(folder / "tokenizer")).run()
     return folder
 
@@ -35,7 +37,7 @@ def world(tmp_path_factory):
 def build(world):
     def build(**changes):
         arguments = {
-            "train": {"a": str(world / "a"), "b": str(world / "b")},
+            "train": {"folder": str(world / "a"), "shards": str(world / "shards")},
             "text_tokenizer": str(world / "tokenizer"),
             "modes": {"T2T": 1.0},
             "capacity": 160,
@@ -62,7 +64,7 @@ class Dropped(lightning.LightningModule):
         hidden = torch.nn.functional.dropout(self.embed(batch.text_ids), 0.3)
         loss = (hidden @ self.embed.weight.T).logsumexp(-1).sum() / batch.text_token_total
         with open(f"{self.log_file}.{self.global_rank}", "a", encoding="utf-8") as file:
-            file.write(json.dumps([index, batch.ids, float(loss.detach()).hex()]) + "\n")
+            file.write(json.dumps([index, batch.ids, batch.sources, float(loss.detach()).hex()]) + "\n")
         return loss
 
     def on_train_end(self):
@@ -99,9 +101,14 @@ def told(*logs, rank=0):
     batches = {}
     for log in logs:
         for line in (log.parent / f"{log.name}.{rank}").read_text().splitlines():
-            index, ids, loss = json.loads(line)
-            batches[index] = (ids, loss)
+            index, *given = json.loads(line)
+            batches[index] = given
     return [batches[index] for index in sorted(batches)]
+
+
+def sources(log):
+    """Of which there are dialogues."""
+    return {name for _, names, _ in told(log) for name in names}
 
 
 def weights(log):
@@ -132,6 +139,7 @@ def test_two_interruptions_change_no_bit(build, tmp_path, num_workers):
     train(second, build(), 5, first.parent / "step=2.ckpt")
     train(third, build(num_workers=num_workers), STEPS, second.parent / "step=5.ckpt")
     assert len(told(whole)) == STEPS * LINES
+    assert sources(whole) == {"folder", "shards"}
     assert told(first, second, third) == told(whole)
     assert len(told(third)) == 2 * LINES, "it goes on, it does not begin anew"
     assert torch.equal(weights(third), weights(whole))
@@ -171,7 +179,7 @@ def test_two_processes_go_on_each_with_its_own_lines_and_numbers(build, tmp_path
     assert apart(work) == 0
     for rank in range(2):
         assert told(first, second, rank=rank) == told(whole, rank=rank)
-    rows = [[name for ids, _ in told(whole, rank=rank) for name in ids] for rank in range(2)]
+    rows = [[name for ids, *_ in told(whole, rank=rank) for name in ids] for rank in range(2)]
     assert rows[0] != rows[1]
     assert torch.equal(weights(second), weights(whole))
 
@@ -231,3 +239,25 @@ def test_other_processes_go_on_behind_all_that_was_seen(build, world, caplog, ra
     assert (
         f"of 1 process(es) with 1 line(s) a step, this run has {ranks} with 1: it goes on with virtual" in caplog.text
     )
+
+
+def test_other_data_are_refused_with_what_differs(build, world, tmp_path):
+    state = build().state_dict()
+    changed = build(train={"folder": str(world / "a"), "shards": str(world / "b")}, seed=1)
+    with pytest.raises(CheckpointError) as refused:
+        changed.load_state_dict(state)
+    text = str(refused.value)
+    assert "\n" not in text
+    assert "seed: 0 -> 1" in text
+    assert "content of shards: " in text
+    assert "content of folder" not in text
+    json.dumps(state)  # a handful of integers, and settings to be read
+    assert set(state["stream"]) == {
+        "virtual_epoch", "windows", "batches", "ranks", "accumulate_grad_batches", "settings", "hash",
+    }  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"written by an earlier version, .* begin a run from its weights"):
+        build().load_state_dict({"stream": {"seed": 0}})
+    with pytest.raises(ValueError, match="virtual_epoch must be at least 1, got 0; it counts optimizer steps"):
+        build(virtual_epoch=0)
+    with pytest.raises(ValueError, match="resume_changed must be 'refuse' or 'continue', got 'ask'"):
+        build(resume_changed="ask")

@@ -106,6 +106,11 @@ BAD = {
         "got '?900 of 1800'?, want finite",
     ),
     "scale": (lambda f: odd_wave(f, "c.wav", np.full(900, 30000.0, np.float32)), "FAC-A12", "a peak of 30000"),
+    "absurd": (
+        lambda f: odd_wave(f, "c.wav", np.zeros((900, 12), np.float32), rate=300000),
+        "FAC-A18",
+        "got 300000 Hz, 12 channels",
+    ),
     "stereo": (
         lambda f: odd_wave(f, "c.wav", np.zeros((900, 2), np.float32)),
         "FAC-A13",
@@ -174,6 +179,17 @@ def test_another_source_or_argument_needs_another_folder(folder):
         writer.write(Dialogue("d", (Turn("user", "x"),)))
     with pytest.raises(ValueError, match="holds dialogues that no import made"):
         NemoImport(str(source), str(folder / "own")).run()
+
+
+def test_names_too_long_for_a_file_are_shortened(folder):
+    deep = "/".join(["ä" * 20] * 6)
+    wav(folder / deep / "a.wav", heard(0))
+    wav(folder / deep / "b.wav", heard(1))
+    source = lines(folder / "m.jsonl", nemo_line(f"{deep}/a.wav"), nemo_line(f"{deep}/b.wav"))
+    found = imported(NemoImport(str(source), str(folder / "out")))
+    assert [dialogue.custom["source_id"] for dialogue in found.values()] == [f"{deep}/a", f"{deep}/b"]
+    assert all(len(name) < 40 for name in found)
+    assert NemoImport(str(source), str(folder / "out")).run()["new"] == 0
 
 
 # ---- options
@@ -613,13 +629,13 @@ def test_tar_files_and_lines_that_do_not_fit_are_told(tmp_path):
 
 def test_pipes_run_only_when_commands_are_trusted(tmp_path):
     sample = kaldi(tmp_path)
-    (tmp_path / "wav.scp").write_text("rec-a touch ran && cat wav/a.wav |\n")
+    (tmp_path / "wav.scp").write_text("rec-a echo x >> ran && cat wav/a.wav |\n")
     with pytest.raises(ValueError, match=r"FAC-D10: .*wav.scp, line 1: .*trust_commands=true"):
         KaldiImport(sample.source, str(tmp_path / "out")).run()
     assert not (tmp_path / "ran").exists()
     job = KaldiImport(sample.source, str(tmp_path / "out"), options=ImportOptions(trust_commands=True))
     assert job.run()["dialogues"] == 2
-    assert (tmp_path / "ran").exists()
+    assert (tmp_path / "ran").read_text() == "x\n"  # once for the two segments of the recording
     (tmp_path / "wav.scp").write_text("rec-a false |\n")
     with pytest.raises(ValueError, match=r"FAC-A01: command that failed"):
         KaldiImport(sample.source, str(tmp_path / "new"), options=ImportOptions(trust_commands=True)).run()

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fac_lightning.data import (
+    Clip,
     Dialogue,
     DialogueWriter,
     PairCorpus,
@@ -27,6 +28,7 @@ from fac_lightning.data import (
     read_dialogues,
     read_pairs,
 )
+from fac_lightning.data.errors import BadData
 from fac_lightning.data.mixing import mixing_shares
 from fac_lightning.data.preference_rows import PairCollator
 from fac_lightning.data.preference_stream import FixedPairs, PairStream, plan_pairs
@@ -305,6 +307,50 @@ def test_a_changed_stream_is_refused_on_resuming(build):
     build().load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"cannot go on exactly \(temperature: 1.0 -> 2.0\)"):
         build(temperature=2.0).load_state_dict(state)
+
+
+def test_pairs_go_on_from_a_virtual_epoch(build):
+    module = build(virtual_epoch=2)
+    windows = list(islice(module._stream(2).windows(), 5))
+    assert [w.virtual_epoch for w in windows] == [0, 0, 1, 1, 2]
+    start = StreamPlace(windows[3].virtual_epoch, windows[3].number, *windows[3].begin)
+    assert windows[3].begin > (0, 0)
+    again = list(islice(module._stream(2, start=start).windows(), 2))
+    assert again == windows[3:]
+
+
+def test_a_pair_that_cannot_be_read_is_left_out(build):
+    def broken():
+        raise BadData("FAC-A05", "cut in half", "user.wav", "1", "2", "Fetch it again.")
+
+    module = build(max_bad_share=1.0)
+    whole = list(islice(module._stream(), 6))
+    pair = module.train_corpus.pair
+    name = whole[0][0].ids[0]
+
+    def some(index):
+        found = pair(index)
+        if found.id != name:
+            return found
+        return replace(found, chosen=_bad(found.chosen, broken), rejected=_bad(found.rejected, broken))
+
+    module.train_corpus.pair = some
+    found = list(islice(module._stream(), 6))
+    for (line,), (good,) in zip(found, whole, strict=True):
+        assert line.ids == tuple(one for one in good.ids if one != name)
+        assert int(line.task_totals.sum()) == len(line.ids) == len(line.line.sources)
+        assert len(line.line.left_out) == len(good.ids) - len(line.ids)
+    module.train_corpus.pair = lambda index: replace(pair(index), chosen=_bad(pair(index).chosen, broken))
+    (muted,) = next(iter(module._stream()))
+    assert muted.num_pairs == 1
+    assert muted.weights.tolist() == [0.0]
+    assert int(muted.task_totals.sum()) == 0
+    assert muted.line.sources == ()
+    assert muted.line.audio.audio.abs().max() == 0
+
+
+def _bad(answer, load):
+    return replace(answer, row=replace(answer.row, clips=tuple(Clip(c.num_samples, load) for c in answer.row.clips)))
 
 
 def test_validation_sees_every_pair_once(build):

@@ -11,6 +11,8 @@ Legend: S slots, R rows in use, L new positions of a pass, C positions that have
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +45,7 @@ class _Pass:
     extent: int  # positions that the longest row has behind this pass
     positions: Tensor  # (R, L) int64
     masks: dict[int | None, Tensor | None]  # window -> (R, 1, L, extent) bool
+    fixed: bool = False  # of all slots and all positions that have room, whatever is in use
 
 
 class SlotCache:
@@ -65,6 +68,7 @@ class SlotCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # (S, K, C, E) each
         self._rows = torch.arange(num_slots, device=self.device)
         self._pass: _Pass | None = None
+        self._fixed: Tensor | None = None
 
     def join(self, seen: CachedRow | None = None) -> int:
         """Take a row into use, behind the others; it has seen what ``seen`` has, or nothing. Gives its number."""
@@ -98,6 +102,9 @@ class SlotCache:
     def open(self, new: int = 1, row: int | None = None) -> Tensor:
         """Begin a pass of ``new`` positions of one row, or of all rows in use: their positions ``(R, L)``."""
         assert self._pass is None, "a pass is under way"
+        if self._fixed is not None:
+            self._pass = _Pass(0, self.num_slots, 1, self.capacity, self._fixed, {}, fixed=True)
+            return self._fixed
         first, rows = (0, len(self.lengths)) if row is None else (row, 1)
         extent = max(self.lengths[first : first + rows]) + new
         self._reserve(extent)
@@ -110,9 +117,32 @@ class SlotCache:
         """End a pass."""
         done = self._pass
         assert done is not None, "no pass is under way"
-        for row in range(done.first, done.first + done.rows):
-            self.lengths[row] += done.new
+        if not done.fixed:
+            for row in range(done.first, done.first + done.rows):
+                self.lengths[row] += done.new
         self._pass = None
+
+    @contextmanager
+    def fixed_at(self, positions: Tensor) -> Iterator[None]:
+        """Inside, a pass is one of all slots, each at its place in ``positions`` ``(S, 1)``, over all that has room.
+
+        Its shapes are always the same and nothing of it is read from the host, so that it can be captured once and
+        replayed. What a slot that is not in use reads and writes means nothing. Lengths stay as they are: see
+        ``advance``.
+        """
+        self._fixed = positions
+        try:
+            yield
+        finally:
+            self._fixed = None
+
+    def advance(self) -> None:
+        """Count a position of each row in use, which a fixed pass has written."""
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def reserve(self, new: int = 1) -> None:
+        """Make room for more positions of the longest row."""
+        self._reserve(max(self.lengths) + new)
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """What transformers calls before it attends; remembers the layer."""
@@ -172,7 +202,7 @@ class SlotCache:
             window = None
         if window not in now.masks:
             lengths = self.lengths[now.first : now.first + now.rows]
-            even = all(length + now.new == now.extent for length in lengths)
+            even = not now.fixed and all(length + now.new == now.extent for length in lengths)
             if even and window is None and (now.new == 1 or now.new == now.extent):
                 now.masks[window] = None
             else:

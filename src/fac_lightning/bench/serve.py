@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -78,6 +78,14 @@ def _alone(settings: BenchSettings) -> Trial:
     return Trial(answer, _work(sizes), count_flops=False, count_memory=False)
 
 
+@lru_cache(maxsize=1)
+def _answers_alone(settings: BenchSettings) -> list[Reply]:
+    sizes, model, chat = ask(settings)
+    turns, system = _questions(sizes)
+    generator, decoding = Generator(model, chat, system_prompts={"S2M": system}), Decoding(max_positions=GROUPS)
+    return [generator.generate([turn], "S2M", decoding)[0] for turn in turns]
+
+
 def _together(settings: BenchSettings, slots: int, pack_weights: bool = True, by_chance: bool = False) -> Trial:
     sizes, model, chat = ask(settings)
     turns, system = _questions(sizes)
@@ -102,8 +110,7 @@ def _together(settings: BenchSettings, slots: int, pack_weights: bool = True, by
         said.append([request.reply for request in requests])
 
     def values() -> dict[str, float]:
-        alone = Generator(model, chat, system_prompts=prompts)
-        want = [alone.generate([turn], "S2M", decoding)[0] for turn in turns]
+        want = _answers_alone(settings)
         same = [_identical(one, other) for replies in said for one, other in zip(replies, want, strict=True)]
         ordered = sorted(steps)
         told = {"step p50 ms": 1000 * statistics.median(ordered), "p95 ms": 1000 * ordered[int(0.95 * len(ordered))]}

@@ -13,6 +13,7 @@ __all__ = ["BENCHMARKS", "main"]
 
 #: benchmark -> what it measures; the code of each is ``bench/<name>.py``
 BENCHMARKS = {
+    "data": "packed lines out of shards, from flac and from codes, beside plain lhotse on the same files",
     "train": "a training step beside plainer ones: padded, head on all positions, logits of all rows",
     "encode": "the speech encoder on chunks beside one dense mask, 37 to 423 s of audio",
     "loss": "log-probabilities over the vocabulary beside cross entropy over all rows",

@@ -14,6 +14,7 @@ __all__ = [
     "LoadedRun",
     "build",
     "build_model",
+    "ensure_forgetful",
     "ensure_tokenizer",
     "load_run",
     "run_folder",
@@ -74,6 +75,7 @@ def build(recipe: Recipe, callbacks: Sequence[Any] = ()) -> Built:
     geometry = getattr(model, "geometry", None)
     shared = {"tokenizer": tokenizer, "geometry": geometry}
     data = instantiate(tree["data"], "data", **{name: item for name, item in shared.items() if item is not None})
+    ensure_forgetful(model, data)
     task = instantiate(tree["task"], "task", model=model)
     return Built(model, tokenizer, data, task, build_trainer(recipe, callbacks))
 
@@ -83,6 +85,17 @@ def ensure_tokenizer(model: Any, tokenizer: Any) -> None:
     if tokenizer is not None and hasattr(model, "check_tokenizer"):
         try:
             model.check_tokenizer(tokenizer)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def ensure_forgetful(model: Any, data: Any) -> None:
+    """Refuse a model that keeps features of all it hears where the data sound otherwise every time."""
+    if getattr(data, "augment", None) is not None:
+        from fac_lightning.data.augmentation import refuse_remembering
+
+        try:
+            refuse_remembering(model)
         except ValueError as error:
             raise UserError(str(error)) from error
 

@@ -21,7 +21,7 @@ def main(words: Sequence[str]) -> int:
         "Count what dialogues hold, from their manifests alone: hours, turns, sample rates, lengths, voices, the modes "
         "they serve. With a text tokenizer also positions, and replies whose text is denser than their speech.",
     )
-    made.add_argument("paths", metavar="PATH", nargs="+", help="dialogues folder, or manifest of cuts")
+    made.add_argument("paths", metavar="PATH", nargs="+", help="dialogues folder, manifest of cuts, or shards")
     made.add_argument("--out", metavar="DIR", help="folder that gets stats.json and stats.html")
     made.add_argument("--text-tokenizer", metavar="NAME", help="folder or hub id of the text tokenizer")
     help_ = "speech tokenizer, for its frame rate, as 'fac tokenize' takes it; 25 Hz without it"

@@ -15,7 +15,7 @@ from fac_lightning.cli.estimate_model import at_rate, build_shapes, frames_per_s
 from fac_lightning.config import Problem, Recipe, RecipeError, UserError, check, load
 
 if TYPE_CHECKING:
-    from fac_lightning.estimate import Conversation, LineBudget, RateComparison, Setting
+    from fac_lightning.estimate import Conversation, LineBudget, LineCost, RateComparison, Setting
 
 __all__ = ["main"]
 
@@ -55,6 +55,7 @@ def main(words: Sequence[str]) -> int:
     autocast = torch.bfloat16 if mixed else None
     batch = packed_batch(conversation, _geometry(model), budget, rate)
     line = trace_line(traced, batch, autocast, fold=True)
+    line = _with_reference(line, recipe.tree["task"])
     found = assess(line, setting)
     ways = [] if found.fits else ways_out(recipe.tree, line, setting, cast, autocast, conversation, budget, rate)
     rates = None if args.no_rates else _rates(args, recipe.tree, conversation, setting, cast, autocast, rate, line)
@@ -197,6 +198,12 @@ def _strategy(given: Any) -> str:
     return str(given)
 
 
+def _with_reference(line: LineCost, task: Mapping[str, Any]) -> LineCost:
+    """Preference training may run its reference model beside the trained one."""
+    name = str((task.get("reference") or {}).get("_target_", "")).rpartition(".")[2]
+    return line.with_reference(name == "FrozenReference") if name in ("FrozenReference", "LoRAOffReference") else line
+
+
 def _steps(args: argparse.Namespace, tree: Mapping[str, Any], found: Any) -> float | None:
     if args.hours is not None:
         if args.hours <= 0:
@@ -218,7 +225,7 @@ def _rates(
     cast: bool,
     autocast: Any,
     rate: float,
-    line: Any,
+    line: LineCost,
 ) -> RateComparison | None:
     """The same conversation at the codes' own rate without a head, at half of it, and as the recipe says."""
     import torch

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Literal
 
+from fac_lightning.data.augmentation import Augmentation, AugmentedPlanner, refuse_remembering
+from fac_lightning.data.distortions import Distortion
 from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
@@ -16,7 +18,7 @@ from fac_lightning.data.packed_module import PackedDataModule
 from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import RowSource
 from fac_lightning.data.shards import open_source
-from fac_lightning.data.stream import FixedLines, LineStream, StreamPlace, fill
+from fac_lightning.data.stream import FixedLines, LineStream, StreamPlace, fill, sample_rate
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry, SpeechTextBatch
@@ -67,6 +69,8 @@ class SpeechChatDataModule(PackedDataModule):
         max_bad_share: Share of dialogues that may be bad before setup refuses, and of rows whose audio turns out to be
             unreadable before the run stops; up to it they are left out and counted.
         limits: What is accepted of manifests and audio, such as ``roots``; see ``IntakeLimits``.
+        augment: What happens to the user's speech in training, drawn anew for every turn at every pass over the data;
+            validation hears it as it was recorded.
     """
 
     batch_type = SpeechTextBatch
@@ -97,6 +101,7 @@ class SpeechChatDataModule(PackedDataModule):
         resume_changed: Literal["refuse", "continue"] = "refuse",
         max_bad_share: float = 0.01,
         limits: IntakeLimits | None = None,
+        augment: Distortion | None = None,
     ) -> None:
         self.sources = _named(train)
         super().__init__(
@@ -120,6 +125,7 @@ class SpeechChatDataModule(PackedDataModule):
         self.mode_schedule = mode_schedule
         self.reply, self.system_prompts = reply_rule(lead_in, reply), system_prompts
         self.val_lines, self.cache_audio, self.limits = val_lines, cache_audio, limits
+        self.augment = augment
         self.train_planners: dict[str, RowPlanner] = {}
         self.val_planner: RowPlanner | None = None
 
@@ -143,6 +149,16 @@ class SpeechChatDataModule(PackedDataModule):
             }
         if self.val_planner is None and self.val_path is not None:
             self.val_planner = self._planner([self.val_path], (math.inf,))
+
+    def train_dataloader(self) -> Any:
+        """Endless loader of packed lines.
+
+        Raises:
+            ValueError: Nothing would end the training, or the model keeps features of clips that never come again.
+        """
+        if self.augment is not None and self.trainer is not None and self.trainer.lightning_module is not None:
+            refuse_remembering(self.trainer.lightning_module)
+        return super().train_dataloader()
 
     def val_dataloader(self) -> Any:
         """Loader of one pass over the validation lines."""
@@ -182,6 +198,7 @@ class SpeechChatDataModule(PackedDataModule):
             "system_prompts": self.system_prompts,
             "context_turns": self.context_turns,
             "reply": str(self.reply),
+            "augment": None if self.augment is None else str(Augmentation(self.augment, 0)),
             **self._shared_settings(),
         }
 
@@ -221,7 +238,12 @@ class SpeechChatDataModule(PackedDataModule):
 
     def _planner(self, paths: list[str], places: tuple[float, ...], own: DataSource | None = None) -> RowPlanner:
         """Plans of the dialogues of ``paths``, checked with the weights that modes have at ``places``."""
-        planner = RowPlanner(self._source(paths, own), self.budget, self.context_turns)
+        source = self._source(paths, own)
+        if self.augment is None or own is None:
+            planner = RowPlanner(source, self.budget, self.context_turns)
+        else:
+            heard = Augmentation(self.augment, sample_rate(source))
+            planner = AugmentedPlanner(source, self.budget, self.context_turns, heard)
         for place in places:
             self._check(planner, paths, place)
         return planner

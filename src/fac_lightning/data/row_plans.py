@@ -22,6 +22,7 @@ class RowPart(NamedTuple):
     mode: str
     span: TurnSpan | None  # None for the whole dialogue
     cost: Cost
+    take: tuple[int, int] | None = None  # seed and epoch by which its clips are augmented; None: as recorded
 
 
 class RowPlan(NamedTuple):
@@ -89,7 +90,9 @@ class RowPlanner:
 
     def split(self, index: int, mode: str) -> tuple[tuple[RowPart, ...], int]:
         """Rows of a dialogue in a mode that it serves, and the number of turns that no line takes."""
-        item = self.source.sketch(index)
+        return self._split(self.source.sketch(index), mode)
+
+    def _split(self, item: CorpusItem, mode: str) -> tuple[tuple[RowPart, ...], int]:
         whole = self.source.lay_out(item, mode).cost
         if self.budget.takes(whole):
             return (RowPart(mode, None, whole),), 0
@@ -105,10 +108,14 @@ class RowPlanner:
 
     def row(self, index: int, part: RowPart, sketch: bool = False) -> Row:
         """A row laid out; with ``sketch`` with codes that are stand-ins."""
-        item = self.source.sketch(index) if sketch else self.source.item(index)
+        item = self._item(index, part, sketch)
         row = self.source.lay_out(item, part.mode) if part.span is None else self._row(item, part.mode, part.span)
         assert row is not None
         return row
+
+    def _item(self, index: int, part: RowPart, sketch: bool) -> CorpusItem:
+        """The dialogue of a row."""
+        return self.source.sketch(index) if sketch else self.source.item(index)
 
     def _row(self, item: CorpusItem, mode: str, span: TurnSpan) -> Row | None:
         """Some turns laid out in the mode nearest to ``mode`` that they serve."""

@@ -7,6 +7,7 @@ back in order. What a resumed run has seen is planned again and never read.
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ from fac_lightning.types import SpeechTextBatch
 __all__ = ["FixedLines", "LineStream", "PackedStream", "PlannedWindow", "StreamPlace", "shard_lines"]
 
 T_ = TypeVar("T_")
+
+log = logging.getLogger(__name__)
 
 
 class Planned(Packable, Protocol):
@@ -260,13 +263,20 @@ class FixedLines:
         lines = list(islice(pack_lines(plans, planner.budget, look_ahead), max_lines))
         self.lines = shard_lines(lines, shard, num_shards)
         self.stream = LineStream([planner], [1.0], seed, names=("val",))
+        self._told: set[str] = set()
 
     def __len__(self) -> int:
         """Lines of this process."""
         return len(self.lines)
 
     def __iter__(self) -> Iterator[SpeechTextBatch]:
-        return (self.stream[PlannedWindow(0, i, (0, 0), 0, [line])][0] for i, line in enumerate(self.lines))
+        for number, lines in enumerate(self.lines):
+            (line,) = self.stream[PlannedWindow(0, number, (0, 0), 0, [lines])]
+            for _, reason in line.left_out:
+                if reason not in self._told:
+                    self._told.add(reason)
+                    log.warning("left out of validation: %s", reason)
+            yield line
 
 
 def sample_rate(source: RowSource) -> int:

@@ -21,6 +21,7 @@ class SpeechEncoder(nn.Module, ABC):
     sample_rate: int  # Hz of the waveforms taken
     hop_length: int  # samples per frame
     dim: int  # width of a frame
+    remembers: bool = False  # what it said of a clip is kept, which is of use only where clips come again unchanged
     codebook_size: int | None = None  # frames are codes below it, as floats to be kept exactly; None: features
 
     @property

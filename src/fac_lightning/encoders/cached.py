@@ -22,10 +22,10 @@ class CachedEncoder(SpeechEncoder):
     """Run a frozen encoder once per clip: from the second epoch on its features are looked up.
 
     A clip is known by the content of its samples, so order, batching and file names do not matter; audio that is
-    changed at random every epoch (noise, speed) never repeats and gains nothing. Features are kept and given out at
-    half precision, the first time too, so a run with a warm cache equals one with a cold cache. They take
-    ``2 * dim * frame_rate`` bytes a second of speech: 138 MB an hour for Whisper tiny. Frames that are codes are kept
-    exactly, in single precision.
+    changed at random every epoch (noise, speed) never repeats, so data with ``augment`` refuse this encoder. Features
+    are kept and given out at half precision, the first time too, so a run with a warm cache equals one with a cold
+    cache. They take ``2 * dim * frame_rate`` bytes a second of speech: 138 MB an hour for Whisper tiny. Frames that are
+    codes are kept exactly, in single precision.
 
     The inner encoder stays in ``eval`` and without gradients, and its weights stay in the ``state_dict``. Changed
     weights get a cache of their own.
@@ -34,6 +34,8 @@ class CachedEncoder(SpeechEncoder):
         encoder: The encoder to freeze.
         folder: Where features are kept between runs; ``None`` keeps them in memory.
     """
+
+    remembers = True
 
     def __init__(self, encoder: SpeechEncoder, folder: str | None = None) -> None:
         super().__init__()

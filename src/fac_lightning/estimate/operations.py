@@ -1,7 +1,7 @@
 """What one operation of PyTorch costs: floating-point operations and bytes that it reads and writes.
 
 The formulas of PyTorch's own FLOP counter, and those of three operations that it leaves out: attention on a CPU, the
-grouped product of a mixture of experts, and a product that is added to a matrix in place.
+grouped product of a mixture of experts, and a product that is added in place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ def _grouped(left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs:
 
 
 def _added(base: Any, left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """``(M, K) x (K, N)``, added to what is there."""
     return int(2 * left[0] * left[1] * right[1])
 
 

@@ -48,6 +48,15 @@ class LineCost:
         """Floating-point operations of the line."""
         return sum(self.flops.values())
 
+    def with_reference(self, copied: bool) -> LineCost:
+        """The same with one forward pass more, of a reference model; ``copied``: which lies beside the trained one."""
+        slots = dict(self.slots)
+        if copied:
+            total, size = (sum(getattr(slot, key) for slot in slots.values()) for key in ("total", "bytes"))
+            slots["reference"] = SlotSize(total, 0, size, 0)
+        forward = self.by_phase()["forward"]
+        return replace(self, flops={**self.flops, ("reference", "forward"): forward}, slots=slots)
+
     def by_slot(self) -> dict[str, int]:
         """Slot -> floating-point operations, the greatest first."""
         found: dict[str, int] = {}

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from fac_lightning.data.dialogue import Dialogue, read_dialogues
 from fac_lightning.evaluation.audio import write_wav
-from fac_lightning.generation import Decoding, Generator, Reply, Sampling, UserTurn
+from fac_lightning.generation import Decoding, Generator, Reply, Sampling, SpeechEngine, UserTurn
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.recognizers.base import Recognizer
 from fac_lightning.resampling import resample
@@ -121,12 +121,13 @@ class SpokenQAEvaluation:
         rate = generator.model.geometry.sample_rate
         answers: list[Answer] = []
         replies: list[Reply] = []
+        answering, count = self._answering(generator)
         started = time.perf_counter()
-        for first in track(range(0, len(dialogues), self.batch_size), f"{name}: answering", console=_console()):
-            batch = dialogues[first : first + self.batch_size]
+        for first in track(range(0, len(dialogues), count), f"{name}: answering", console=_console()):
+            batch = dialogues[first : first + count]
             turns = [_user_turn(d, rate, self.mode) for d in batch]
             decoding = Decoding(self.text, self.speech, self.max_positions, self.seed + first)
-            replies += generator.generate(turns, mode=self.mode, decoding=decoding)
+            replies += answering.generate(turns, mode=self.mode, decoding=decoding)
         wall = time.perf_counter() - started
         for dialogue, reply in zip(dialogues, replies, strict=True):
             question, truth = dialogue.turns[0], dialogue.turns[1]
@@ -173,6 +174,23 @@ class SpokenQAEvaluation:
             answers[i] = _replace(answers[i], files=self._write_example(name, dialogues[i], replies[i]))
         scored["answers"] = [asdict(a) for a in answers]
         return scored
+
+    def _answering(self, generator: Generator) -> tuple[Generator | SpeechEngine, int]:
+        """What answers, and how many questions it is given: where all parts of the model step together, the engine.
+
+        It says the same, and a question takes the place of one that is answered.
+        """
+        if not SpeechEngine.suits(generator.model):
+            return generator, self.batch_size
+        engine = SpeechEngine(
+            generator.model,
+            generator.chat,
+            generator.tokenizer,
+            generator.reply,
+            num_slots=self.batch_size,
+            system_prompts=generator.system_prompts,
+        )
+        return engine, 4 * self.batch_size
 
     def _reconstruction(self, generator: Generator, truths: dict[str, tuple[np.ndarray, int]]) -> dict[str, Any]:
         assert generator.tokenizer is not None

@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from fac_lightning.backbones.base import Backbone
 from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
 from fac_lightning.generation.conversation import Conversation
 from fac_lightning.generation.engine_session import EngineSession
+from fac_lightning.generation.fixed_step import FixedStep
 from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.position import Positions
 from fac_lightning.generation.prefix import Prefixes
 from fac_lightning.generation.prompt import UserTurn, prompt_batch, prompt_text, reply_opening, user_pieces
-from fac_lightning.generation.reply import Reply
+from fac_lightning.generation.reply import Reply, speak
 from fac_lightning.generation.requests import EngineChunk, SpeechRequest
 from fac_lightning.generation.sampling import Decoding
 from fac_lightning.generation.streams import evaluating
@@ -57,6 +60,7 @@ class SpeechEngine:
         pack_weights: On a CPU, keep a second copy of the linear layers in the layout of oneDNN's kernels. Steps of many
             replies are faster, for as much memory again as the weights take. Only for float32; elsewhere nothing is
             packed.
+        cuda_graph: On a GPU, capture the backbone's step as one CUDA graph; see ``FixedStep``. Not run on a GPU so far.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class SpeechEngine:
         max_waiting: int | None = None,
         system_prompts: dict[str, str] | None = None,
         pack_weights: bool = True,
+        cuda_graph: bool = False,
     ) -> None:
         unknown = sorted(set(system_prompts or ()) - set(MODES))
         if unknown:
@@ -81,11 +86,23 @@ class SpeechEngine:
         self.model, self.chat, self.tokenizer, self.num_slots = model, chat, tokenizer, num_slots
         self.max_waiting, self.system_prompts = max_waiting, {**SYSTEM_PROMPTS, **(system_prompts or {})}
         self.slots = model.backbone.new_slots(num_slots, capacity)
+        if cuda_graph and self.slots.device.type != "cuda":
+            raise ValueError(
+                f"cuda_graph needs a model on a CUDA device, and it is on {self.slots.device}; move it first"
+            )
+        self._fixed = FixedStep(model.backbone, self.slots, capture=True) if cuda_graph else None
         self._positions = Positions(model, chat, reply or FrameEnd(), num_slots)
         self._prefixes = Prefixes(model, chat, self.slots)
         self._linears = PackedLinears(model, pack_weights)
         self._waiting: deque[SpeechRequest] = deque()
         self._rows: list[SpeechRequest] = []  # by row of the slots
+
+    @staticmethod
+    def suits(model: SpeechLM) -> bool:
+        """Whether all parts of a model step together: the backbone has slots, and so has the head if there is one."""
+        head = model.head
+        voices = head is None or (not head.whole_sequence and head.new_slots(1) is not None)
+        return voices and type(model.backbone).new_slots is not Backbone.new_slots
 
     @property
     def running(self) -> int:
@@ -109,10 +126,8 @@ class SpeechEngine:
             ValueError: The mode is unknown, the turn lacks what the mode needs, the model lacks a part for it, or too
                 many wait already.
         """
-        turn_pieces = user_pieces(self.chat, turn, mode)
-        pieces = [self.chat.system(self.system_prompts[mode]), *turn_pieces, *reply_opening(self.chat, MODES[mode])]
-        request = SpeechRequest(MODES[mode], decoding or Decoding(), pieces)
-        self._enqueue(request)
+        request = self._single(turn, mode, decoding or Decoding())
+        self._enqueue(request, self.tokenizer)
         return request
 
     def session(self, mode: str = "S2M", system: str | None = None, decoding: Decoding | None = None) -> EngineSession:
@@ -127,7 +142,8 @@ class SpeechEngine:
         conversation = Conversation(self.chat, mode, prompt)
         remembers = MODES[mode].speaks and self._positions.one_by_one
         memory = HeadMemory(self.model, 1) if remembers else None
-        return EngineSession(self._enqueue, conversation, decoding or Decoding(), memory)
+        enqueue = partial(self._enqueue, tokenizer=self.tokenizer)
+        return EngineSession(enqueue, conversation, decoding or Decoding(), memory)
 
     def step(self) -> list[EngineChunk]:
         """The next position of every reply under way, and what it added; empty when there is nothing to do.
@@ -136,7 +152,7 @@ class SpeechEngine:
         """
         with evaluating(self.model), torch.inference_mode(), self._linears:
             if self._rows:
-                self._positions.advance(self.slots)
+                self._positions.advance(self._advance)
             for _ in range(min(self._free, len(self._waiting))):
                 self._admit(self._waiting.popleft())
             if not self._rows:
@@ -176,19 +192,31 @@ class SpeechEngine:
         Turns beyond the slots take the place of those that are answered. Other replies under way go on.
         """
         decoding = decoding or Decoding()
-        asked = [self.submit(t, mode, replace(decoding, seed=decoding.seed + i)) for i, t in enumerate(turns)]
+        asked = [self._single(t, mode, replace(decoding, seed=decoding.seed + i)) for i, t in enumerate(turns)]
+        for request in asked:
+            self._enqueue(request, tokenizer=None)
         replies: list[Reply] = []
         while len(replies) < len(asked):
             self.step()
             while len(replies) < len(asked) and (reply := asked[len(replies)].reply) is not None:
                 replies.append(reply)
-        return replies
+        said = [reply.codes for reply in replies if reply.codes is not None]
+        if self.tokenizer is None or len(said) < len(replies):
+            return replies
+        with torch.inference_mode():  # nobody listens meanwhile, so the waveforms are decoded as one batch
+            clips, rate = speak(said, self.tokenizer), self.tokenizer.output_rate
+        return [replace(reply, audio=clip, sample_rate=rate) for reply, clip in zip(replies, clips, strict=True)]
 
     def forget_prefixes(self) -> None:
         """Read system prompts anew from now on; for a model whose weights have changed."""
         self._prefixes.forget()
 
-    def _enqueue(self, request: SpeechRequest) -> None:
+    def _single(self, turn: UserTurn, mode: str, decoding: Decoding) -> SpeechRequest:
+        turn_pieces = user_pieces(self.chat, turn, mode)
+        pieces = [self.chat.system(self.system_prompts[mode]), *turn_pieces, *reply_opening(self.chat, MODES[mode])]
+        return SpeechRequest(MODES[mode], decoding, pieces)
+
+    def _enqueue(self, request: SpeechRequest, tokenizer: SpeechTokenizer | None) -> None:
         mode = request.mode
         self._refuse(mode, any(isinstance(piece, Tensor) for piece in request.pieces))
         if self.max_waiting is not None and len(self._waiting) >= self.max_waiting + self._free:
@@ -196,7 +224,7 @@ class SpeechEngine:
                 f"{len(self._waiting)} requests wait for {self._free} free slots and max_waiting is "
                 f"{self.max_waiting}: step() until one was answered, or give more num_slots"
             )
-        request.begin(self.chat, ReplyChunks(self.chat, self.tokenizer, mode), self._positions.draws)
+        request.begin(self.chat, ReplyChunks(self.chat, tokenizer, mode), self._positions.draws)
         if mode.speaks and self._positions.one_by_one and request.memory is None:
             request.memory = HeadMemory(self.model, 1)
         self._waiting.append(request)
@@ -217,6 +245,11 @@ class SpeechEngine:
     @property
     def _free(self) -> int:
         return self.num_slots - len(self._rows)
+
+    def _advance(self, embeds: Tensor) -> Tensor:
+        if self._fixed is not None:
+            return self._fixed(embeds)
+        return self.model.backbone.step_slots(embeds, self.slots)
 
     def _admit(self, request: SpeechRequest) -> None:
         """Give a request a slot and show the model its prompt."""

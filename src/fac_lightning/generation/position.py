@@ -5,6 +5,7 @@ Legend: R replies under way, N of them that speak, D width, k frames of a group,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,6 @@ from fac_lightning.generation.streams import join
 from fac_lightning.models import SpeechLM
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.replies import ReplyRule
-from fac_lightning.slot_cache import SlotCache
 from fac_lightning.types import bos_code, code_vocab_size, pad_code
 
 __all__ = ["Positions"]
@@ -71,9 +71,9 @@ class Positions:
         """What a row said so far."""
         return request.decoded(self._pending[row : row + 1], self._text[row : row + 1], self.group[1])
 
-    def advance(self, slots: SlotCache) -> None:
-        """Show the backbone what was chosen last, in all rows."""
-        self._hidden = [self.model.backbone.step_slots(self._pending[:, None], slots)[:, 0]]
+    def advance(self, step: Callable[[Tensor], Tensor]) -> None:
+        """Show the backbone what was chosen last, in all rows: ``step`` takes ``(R, 1, D)`` and gives as much."""
+        self._hidden = [step(self._pending[:, None])[:, 0]]
 
     def choose(self, rows: list[SpeechRequest]) -> None:
         """The next text token of every row, and the next group of those that speak; written to the requests."""

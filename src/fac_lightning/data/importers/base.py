@@ -10,9 +10,10 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fac_lightning.data.dialogue import Dialogue, DialogueWriter, read_cuts
 from fac_lightning.data.errors import BadData
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 BAD = "bad.jsonl"
+LONGEST_NAME = 180  # characters of a dialogue's name in a file name, of the 255 that file systems allow
 SHOWN = 20  # bad items that a message lists
 ENDS = 2**20  # bytes at either end of a file by which it is known again
 SOUNDS = {".flac", ".m4a", ".mp3", ".ogg", ".opus", ".sph", ".tar", ".wav"}  # known by their size
@@ -144,13 +146,14 @@ class DialogueImport(ABC):
             if isinstance(item, BadData):
                 bad.append(item)
                 continue
-            if item.id in seen:
-                rule = f"an id that {seen[item.id]} does not have"
+            name = short_name(item.id)
+            if name in seen:
+                rule = f"an id that {seen[name]} does not have"
                 bad.append(BadData("FAC-D06", "id that is there already", item.where, item.id, rule, "Rename one."))
                 continue
             try:
-                if item.id not in writer.done:
-                    writer.write(_one_rate(item.load(), item.where))
+                if name not in writer.done:
+                    writer.write(_named(_one_rate(item.load(), item.where), name))
             except BadData as error:
                 bad.append(error)
             except ValueError as error:  # the writer's own words
@@ -158,7 +161,7 @@ class DialogueImport(ABC):
                     BadData("FAC-I02", "dialogue that cannot be stored", item.where, item.id, str(error), "Correct it.")
                 )
             else:
-                seen[item.id] = item.where
+                seen[name] = item.where
         return bad
 
     def _judge(self, bad: list[BadData], good: int) -> None:
@@ -262,6 +265,21 @@ def _chained(first: Pending | BadData | None, rest: Iterator[Pending | BadData])
     if first is not None:
         yield first
         yield from rest
+
+
+def short_name(name: str) -> str:
+    """A dialogue's name that can be part of a file name: the end of a long one, behind a hash of the whole."""
+    if len(quote(name, safe="")) <= LONGEST_NAME:
+        return name
+    end = name[-LONGEST_NAME // 18 :]  # a character may take nine when it is quoted
+    return f"{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}-{end}"
+
+
+def _named(dialogue: Dialogue, name: str) -> Dialogue:
+    """The dialogue under a shortened name, its own one kept with it."""
+    if dialogue.id == name:
+        return dialogue
+    return replace(dialogue, id=name, custom={**dialogue.custom, "source_id": dialogue.id})
 
 
 def _one_rate(dialogue: Dialogue, where: str) -> Dialogue:

@@ -35,6 +35,8 @@ class KaldiImport(SpeechAndText):
         options: Rules; the plain ones when None.
     """
 
+    _last: tuple[str, bytes] | None = None  # command, and what it printed
+
     def check_source(self) -> None:
         """Refuse a directory without the two tables that are needed."""
         super().check_source()
@@ -86,7 +88,7 @@ class KaldiImport(SpeechAndText):
         if recording not in tables["wav.scp"]:
             raise bad_field(where, recording, f"a recording that {self.source / 'wav.scp'} has too")
         path, place = tables["wav.scp"][recording]
-        source = self.paths.run(path, place) if is_command(path) else self.paths.file(path, place)
+        source = self._printed(path, place) if is_command(path) else self.paths.file(path, place)
         sound = read_sound(source, place, self.options, start, seconds)
         have = len(sound.samples) / sound.sample_rate
         for table, key, compared in (("utt2dur", name, True), ("reco2dur", recording, not tables["segments"])):
@@ -101,6 +103,12 @@ class KaldiImport(SpeechAndText):
             "lang": tables["utt2lang"].get(name, ("", ""))[0],
         }
         return self.dialogue(name, where, text, sound, {key: value for key, value in known.items() if value})
+
+    def _printed(self, command: str, where: str) -> bytes:
+        """What a command prints; that of the last one is kept, for its utterances mostly follow one another."""
+        if self._last is None or self._last[0] != command:
+            self._last = command, self.paths.run(command, where)
+        return self._last[1]
 
     @staticmethod
     def _segment(line: str, where: str) -> tuple[str, float, float | None]:

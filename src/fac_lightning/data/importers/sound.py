@@ -17,6 +17,7 @@ from fac_lightning.resampling import resample
 __all__ = ["Sound", "read_samples", "read_sound", "sound_header", "sound_of_samples", "spoken_turn"]
 
 LOUDEST = 4.0  # times full scale; beyond it samples are no sound but numbers of another scale
+FASTEST, MOST_CHANNELS = 192000, 8  # Hz and channels of sound that is meant to be heard
 AGAIN = "Fetch or make it again."
 
 
@@ -66,6 +67,9 @@ def read_samples(
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             rate, frames = file.samplerate, file.frames
+            if rate > FASTEST or file.channels > MOST_CHANNELS:
+                told, rule = f"{rate} Hz, {file.channels} channels", f"up to {FASTEST} Hz and {MOST_CHANNELS} channels"
+                raise BadData("FAC-A18", "absurd header", where, told, rule, "Do not use the file.")
             if frames > options.max_seconds * rate:
                 told, most = f"{frames / rate:.0f} s", f"at most {options.max_seconds:g} s"
                 raise BadData("FAC-A15", "too long audio", where, told, most, "Cut it, or raise max_seconds.")

@@ -38,6 +38,16 @@ class AudioHeader:
         return self.frames / self.sample_rate
 
 
+class _Bytes(io.BytesIO):
+    """Bytes as a file; damaged ones send libsndfile before their beginning, which it must be told and not we."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 @contextmanager
 def open_audio(source: str | Path | bytes, where: str, limits: IntakeLimits) -> Iterator[tuple[Any, AudioHeader]]:
     """An open ``soundfile.SoundFile`` and its header, which keeps the limits; nothing is decoded yet.
@@ -53,7 +63,7 @@ def open_audio(source: str | Path | bytes, where: str, limits: IntakeLimits) -> 
     import soundfile
 
     try:
-        file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        file = soundfile.SoundFile(_Bytes(source) if isinstance(source, bytes) else str(source))
     except (soundfile.LibsndfileError, OSError) as error:
         raise _unopened(source, where, error) from error
     with file:

@@ -104,6 +104,13 @@ def _cut(
     yield from problems
     if problems:  # what follows reckons with these
         return
+    answers = (record.get("custom") or {}).get("target_audio")
+    if answers is not None and not (isinstance(answers, Mapping) and {"sources", "sampling_rate"} <= answers.keys()):
+        at = f"{place}, field 'target_audio'"
+        yield bad_data(
+            "FAC-D15", at, answers, "a recording with sources and sampling_rate", what="not a lhotse recording"
+        )
+        return
     recording = record.get("recording")
     start = _number(record.get("start"))
     if start is None:
@@ -195,6 +202,10 @@ def _recording(recording: Record, place: str, gate: SourceGate, limits: IntakeLi
     if not isinstance(sources, list) or not sources or not all(_is_source(source) for source in sources):
         rule = "sources with type, channels and source"
         return [bad_data("FAC-D15", f"{place}, field 'sources'", sources, rule, what="not a lhotse recording")]
+    channels = recording.get("channel_ids")
+    if "id" not in recording or not (channels is None or _are_channels(channels)):
+        told = f"the id {recording.get('id')!r} and the channels {channels!r}"
+        return [bad_data("FAC-D15", place, told, "an id and a list of channels", what="not a lhotse recording")]
     found = [x for source in sources if (x := gate.check(source, f"{place}, source {source['source']!r}")) is not None]
     if problems := [*found, *_positive(recording, "duration", place)]:
         return problems
@@ -211,10 +222,14 @@ def _recording(recording: Record, place: str, gate: SourceGate, limits: IntakeLi
 def _is_source(source: object) -> bool:
     return (
         isinstance(source, Mapping)
-        and {"type", "source", "channels"} <= source.keys()
-        and isinstance(source["channels"], list)
-        and bool(source["channels"])
+        and isinstance(source.get("type"), str)
+        and (isinstance(source.get("source"), str) or source["type"] == "memory")
+        and _are_channels(source.get("channels"))
     )
+
+
+def _are_channels(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(channel) is int for channel in value)
 
 
 def _positive(record: Record, field: str, place: str) -> list[BadData]:

@@ -44,7 +44,8 @@ def measure_samples(samples: np.ndarray) -> SampleStats:
     flat = samples.reshape(-1)
     if not flat.size:
         return SampleStats()
-    energy = float(np.dot(flat, flat))  # NaN and infinity carry through
+    with np.errstate(over="ignore", invalid="ignore"):
+        energy = float(np.dot(flat, flat))  # NaN and infinity carry through
     if not math.isfinite(energy):
         finite = flat[np.isfinite(flat)]
         strange = flat.size - finite.size

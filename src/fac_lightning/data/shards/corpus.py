@@ -28,6 +28,8 @@ __all__ = ["ShardCorpus"]
 
 log = logging.getLogger(__name__)
 
+KEPT = 4000  # dialogues of open shards below which none is closed
+
 
 class ShardCorpus(RowSource):
     """Dialogues in shards; no more than a few of these are in memory.
@@ -45,7 +47,8 @@ class ShardCorpus(RowSource):
         system_prompts: Prompts that replace those of the modes.
         reply: How spoken replies lie; ``FrameEnd()`` when None.
         mode_schedule: How the weights change over the epochs; constant when None.
-        window: Shards whose dialogues are shuffled together. Twice as many and two are kept open.
+        window: Shards whose dialogues are shuffled together. Twice as many and two are kept open, and small ones beyond
+            that, as lines that are still being packed reach back into them.
 
     Raises:
         BadData: Shards are not whole, or do not go together (``FAC-D11`` to ``FAC-D14``).
@@ -135,11 +138,17 @@ class ShardCorpus(RowSource):
             shard = Shard(*self._places[number])
             found = ShardItems(shard, self.geometry, self._hears, self._says, self._last)
             self._open[number] = found
-            if len(self._open) > 2 * self.window + 2:
-                self._open.popitem(last=False)
+            self._close_some()
         else:
             self._open.move_to_end(number)
         return found, index - int(self._starts[number])
+
+    def _close_some(self) -> None:
+        """Close the shards that were not asked for longest."""
+        dialogues = sum(len(one.shard) for one in self._open.values())
+        while len(self._open) > 2 * self.window + 2 and dialogues > KEPT:
+            _, closed = self._open.popitem(last=False)
+            dialogues -= len(closed.shard)
 
     def _check(self, folder: ShardFolder, tokenizer: SpeechTokenizer | None) -> None:
         """Refuse a folder whose codes are not those that the model speaks."""

@@ -35,7 +35,8 @@ def read_shards(path: str, audio: bool = True) -> Iterator[Dialogue]:
     last = LastRecording()
     for number in range(len(folder.shards)):
         shard = Shard(folder, number)
-        for row, dialogue in enumerate(shard.dialogues):
+        for row in range(len(shard)):
+            dialogue = shard.dialogue(row)
             codes = shard.codes(row) if sum(dialogue.code_frames) else np.zeros((0, 1), np.uint8)
             name, rate = (of.tokenizer, of.frame_rate) if of is not None else ("unknown", 25.0)
             yield _dialogue(dialogue, codes, name, rate, last if audio else None)

@@ -8,6 +8,7 @@ import json
 import os
 import uuid
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fac_lightning.data.shards.records import CodesOf
 from fac_lightning.data.shards.storage import LocalFolder, open_storage
 from fac_lightning.data.shards.tar import survey_tar
 
-__all__ = ["ShardFolder"]
+__all__ = ["ShardFolder", "parse_line"]
 
 
 class ShardFolder:
@@ -69,19 +70,19 @@ class ShardFolder:
         if self.summary is not None:
             told = self.summary["codes_of"]
             return CodesOf(**told) if told else None
-        for record in self.records(0):
+        for record in self._records(self.shards[0]):
             told = (record.get("custom") or {}).get("codes_of")
             if told:
                 return CodesOf(str(told["tokenizer"]), float(told["frame_rate"]))
         return None
 
-    def records(self, shard: int) -> list[dict[str, Any]]:
-        """Lines of a manifest.
+    def lines(self, shard: int) -> list[str]:
+        """Lines of a manifest, not yet read as records.
 
         Raises:
-            BadData: A line is no record.
+            BadData: The file is cut off.
         """
-        return _parsed(self._lines(self.shards[shard]), self.storage.path(self.shards[shard].manifest))
+        return _split(self._text(self.shards[shard]))
 
     def index(self, shard: int) -> ShardIndex:
         """Where everything is in a shard.
@@ -115,15 +116,20 @@ class ShardFolder:
 
     def _survey(self, files: ShardFiles) -> ShardIndex:
         """Index of a shard that comes without one."""
-        lines = self._lines(files)
-        ids = [str(record["id"]) for record in _parsed(lines, self.storage.path(files.manifest))]
+        ids = [str(record["id"]) for record in self._records(files)]
         fields: dict[str, FieldIndex] = {}
         for name, file in files.tars.items():
             with self.storage.open(file) as tar:
                 fields[name] = survey_tar(tar, self.storage.path(file), self.files[file], ids, self.limits)
-        return ShardIndex(len(ids), hashlib.blake2b(lines, digest_size=8).hexdigest(), fields)
+        return ShardIndex(len(ids), hashlib.blake2b(self._text(files), digest_size=8).hexdigest(), fields)
 
-    def _lines(self, files: ShardFiles) -> bytes:
+    def _records(self, files: ShardFiles) -> Iterator[dict[str, Any]]:
+        """Lines of a manifest as records."""
+        where = self.storage.path(files.manifest)
+        for number, line in enumerate(_split(self._text(files)), start=1):
+            yield parse_line(line, f"{where}, line {number}")
+
+    def _text(self, files: ShardFiles) -> bytes:
         """The manifest of a shard, unpacked."""
         data, where = self.storage.read(files.manifest), self.storage.path(files.manifest)
         try:
@@ -160,17 +166,24 @@ class ShardFolder:
         return home / f"{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.json"
 
 
-def _parsed(lines: bytes, where: str) -> list[dict[str, Any]]:
-    """Records of the lines of a manifest."""
-    records = []
-    for number, line in enumerate(lines.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            record["id"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise bad_data("FAC-D15", f"{where}, line {number}", f"{line[:60]!r} ({error})") from error
-        records.append(record)
-    return records
+def parse_line(line: str, where: str) -> dict[str, Any]:
+    """The record of a line.
+
+    Raises:
+        BadData: It is none.
+    """
+    try:
+        record: dict[str, Any] = json.loads(line)
+        record["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise bad_data("FAC-D15", where, f"{line[:60]!r} ({error})") from error
+    return record
+
+
+def _split(text: bytes) -> list[str]:
+    """Lines of a manifest; what is no UTF-8 is told when its line is read."""
+    lines = text.decode("utf-8", "replace").split("\n")
+    return lines[:-1] if not lines[-1] else lines
 
 
 def _keep(index: ShardIndex, *places: Path) -> None:

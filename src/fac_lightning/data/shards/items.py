@@ -9,7 +9,7 @@ import numpy as np
 from fac_lightning.data.layout import Clip, SpokenTurn
 from fac_lightning.data.row_source import CorpusItem
 from fac_lightning.data.shards.audio import LastRecording, TurnAudio
-from fac_lightning.data.shards.shard import Shard
+from fac_lightning.data.shards.shard import Shard, StoredDialogue
 from fac_lightning.types import SpeechGeometry
 
 __all__ = ["ShardItems"]
@@ -30,8 +30,11 @@ class ShardItems:
         self, shard: Shard, geometry: SpeechGeometry | None, hears: bool, says: bool, last: LastRecording
     ) -> None:
         self.shard, self.geometry, self.hears, self.says, self.last = shard, geometry, hears, says, last
-        self._sketches: list[CorpusItem | None] = [None] * len(shard.dialogues)
+        self._sketches: list[CorpusItem | None] = [None] * len(shard)
         self._checked = False
+        self._blank = np.zeros(
+            (max(shard.frames, default=0), shard.num_codebooks), np.uint8
+        )  # stand-ins are views of it
 
     def sketch(self, row: int) -> CorpusItem:
         """A dialogue as packing plans with it: nothing but the manifest is read, codes are all zero."""
@@ -73,13 +76,14 @@ class ShardItems:
         return codes
 
     def _make(self, row: int) -> CorpusItem:
-        dialogue = self.shard.dialogues[row]
+        dialogue = self.shard.dialogue(row)
         turns: list[SpokenTurn] = []
         unwritten = False
         for i, told in enumerate(dialogue.record["supervisions"]):
             span = dialogue.span(i)
             if told["speaker"] == "assistant":
-                turns.append(SpokenTurn("assistant", told["text"], codes=self._zeros(row, i), seconds=told["duration"]))
+                codes = self._zeros(dialogue, i) if self.says else None
+                turns.append(SpokenTurn("assistant", told["text"], codes=codes, seconds=told["duration"]))
                 continue
             unwritten |= span is not None and not told["text"].strip()
             clip = None
@@ -90,14 +94,13 @@ class ShardItems:
         system = (dialogue.record.get("custom") or {}).get("system")
         return CorpusItem(dialogue.id, tuple(turns), system, unwritten)
 
-    def _zeros(self, row: int, turn: int) -> np.ndarray | None:
+    def _zeros(self, dialogue: StoredDialogue, turn: int) -> np.ndarray | None:
         """Codes of the right shape; None for a turn without speech."""
-        dialogue = self.shard.dialogues[row]
         frames = dialogue.code_frames[turn]
-        if self.says and not frames and dialogue.span(turn) is not None:
+        if not frames and dialogue.span(turn) is not None:
             raise ValueError(
                 f"{self.shard.where}, dialogue {dialogue.id!r}, turn {turn}: a spoken reply without codes, and the "
                 "modes say it; name the tokenizer when the shards are written (fac data shard --codes), or take modes "
                 "that do not speak"
             )
-        return np.broadcast_to(np.uint8(0), (frames, self.shard.num_codebooks)) if self.says and frames else None
+        return self._blank[:frames] if frames else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.shards.audio import Sound
-from fac_lightning.data.shards.folder import ShardFolder
+from fac_lightning.data.shards.folder import ShardFolder, parse_line
 from fac_lightning.data.shards.index import FieldIndex
 from fac_lightning.data.shards.records import CODES, RECORDING, REPLIES
 from fac_lightning.data.shards.storage import Storage
@@ -55,13 +55,31 @@ class Shard:
 
     def __init__(self, folder: ShardFolder, number: int) -> None:
         self.storage, self.files, self.index = folder.storage, folder.shards[number], folder.index(number)
-        records = folder.records(number)
-        if len(records) != self.index.rows:
-            raise bad_data("FAC-D11", self.where, f"{len(records)} dialogues", f"{self.index.rows}, as the index says")
-        self.dialogues = [self._dialogue(row, record) for row, record in enumerate(records)]
-        frames = [sum(one.code_frames) for one in self.dialogues]
-        self._code_ends = np.cumsum(frames).tolist()
+        self._lines = folder.lines(number)
+        if len(self._lines) != self.index.rows:
+            told = f"{len(self._lines)} dialogues"
+            raise bad_data("FAC-D11", self.where, told, f"{self.index.rows}, as the index says")
+        self.frames = self._frames()
+        self._code_ends = np.cumsum(self.frames).tolist()
         self._codes: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Dialogues."""
+        return len(self._lines)
+
+    def dialogue(self, row: int) -> StoredDialogue:
+        """What the manifest says of a dialogue; its line is read when it is asked for, and not remembered.
+
+        Raises:
+            BadData: The line is no record, or does not go with the tars.
+        """
+        where = f"{self.where}, line {row + 1}"
+        record = parse_line(self._lines[row], where)
+        try:
+            return self._dialogue(row, record, where)
+        except (KeyError, TypeError, AttributeError) as error:
+            told, rule = repr(error), "a cut with its supervisions"
+            raise bad_data("FAC-D15", where, told, rule, what="incomplete cut") from error
 
     def codes(self, row: int) -> np.ndarray:
         """Codes ``(T, Q)`` of a dialogue, of all its turns; the tar is read once, whole."""
@@ -85,39 +103,38 @@ class Shard:
         """Columns of the codes; 0 without codes."""
         return self.index.fields[CODES].columns if CODES in self.index.fields else 0
 
-    def _dialogue(self, row: int, record: Mapping[str, Any]) -> StoredDialogue:
-        where = f"{self.where}, line {row + 1}"
+    def _dialogue(self, row: int, record: Mapping[str, Any], where: str) -> StoredDialogue:
         custom = record.get("custom") or {}
-        try:
-            sounds = {}
-            for name, told in ((RECORDING, record.get("recording")), (REPLIES, custom.get(REPLIES))):
-                field = self.index.fields.get(name)
-                if told and field is not None and field.sizes[row] >= 0:
-                    tar = self.files.tars[name]
-                    place = (field.offsets[row], field.sizes[row])
-                    rate, samples = int(told["sampling_rate"]), int(told["num_samples"])
-                    sounds[name] = Sound(self.storage, tar, *place, rate, samples, record["id"])
-            for i, turn in enumerate(record["supervisions"]):
-                if turn.get("speaker") not in ("user", "assistant") or turn.get("text") is None:
-                    told = f"turn {i} of speaker {turn.get('speaker')!r} with the text {turn.get('text')!r}"
-                    raise bad_data("FAC-D09", where, told, "'user' or 'assistant', and a text")
-            return StoredDialogue(record["id"], record, sounds, self._code_frames(row, record, where))
-        except (KeyError, TypeError) as error:
-            raise bad_data(
-                "FAC-D15", where, repr(error), "a cut with its supervisions", what="incomplete cut"
-            ) from error
+        sounds = {}
+        for name, told in ((RECORDING, record.get("recording")), (REPLIES, custom.get(REPLIES))):
+            field = self.index.fields.get(name)
+            if told and field is not None and field.sizes[row] >= 0:
+                tar = self.files.tars[name]
+                place = (field.offsets[row], field.sizes[row])
+                rate, samples = int(told["sampling_rate"]), int(told["num_samples"])
+                sounds[name] = Sound(self.storage, tar, *place, rate, samples, record["id"])
+        for i, turn in enumerate(record["supervisions"]):
+            if turn.get("speaker") not in ("user", "assistant") or turn.get("text") is None:
+                told = f"turn {i} of speaker {turn.get('speaker')!r} with the text {turn.get('text')!r}"
+                raise bad_data("FAC-D09", where, told, "'user' or 'assistant', and a text")
+        return StoredDialogue(record["id"], record, sounds, self._code_frames(row, record["supervisions"], where))
 
-    def _code_frames(self, row: int, record: Mapping[str, Any], where: str) -> tuple[int, ...]:
-        """Frames of each turn, which must be those that the tar has."""
-        turns = record["supervisions"]
+    def _frames(self) -> list[int]:
+        """Frames of codes of each dialogue."""
         field = self.index.fields.get(CODES)
-        there = 0
-        if field is not None and field.sizes[row] > 0:
-            there = field.sizes[row] // (np.dtype(field.dtype).itemsize * max(1, field.columns))
+        if field is None or not field.dtype:
+            return [0] * len(self)
+        width = np.dtype(field.dtype).itemsize * max(1, field.columns)
+        return [max(0, size) // width for size in field.sizes]
+
+    def _code_frames(self, row: int, turns: Sequence[Mapping[str, Any]], where: str) -> tuple[int, ...]:
+        """Frames of each turn, which must be those that the tar has."""
+        there = self.frames[row]
         frames = [int((turn.get("custom") or {}).get("code_frames", 0)) for turn in turns]
-        replies = [i for i, turn in enumerate(turns) if turn["speaker"] == "assistant"]
-        if there and not sum(frames) and len(replies) == 1:  # written elsewhere: all of it is the one reply
-            frames[replies[0]] = there
+        if there and not sum(frames):  # written elsewhere: all of it is the one reply
+            replies = [i for i, turn in enumerate(turns) if turn["speaker"] == "assistant"]
+            if len(replies) == 1:
+                frames[replies[0]] = there
         if sum(frames) != there:
             told = f"{there} frames of codes where its turns have {sum(frames)} (code_frames)"
             raise bad_data("FAC-D14", where, told, "as many", what="codes that do not go with their turns")

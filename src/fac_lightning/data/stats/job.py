@@ -6,16 +6,15 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fac_lightning.data.dialogue import check_turn, load_turn_codes, read_cuts, turn_span
 from fac_lightning.data.layout import Clip, SpokenTurn, fit_mode, lay_out
 from fac_lightning.data.row_source import NEED_USER_TEXT
 from fac_lightning.data.stats.density import DensestReplies
+from fac_lightning.data.stats.facts import DialogueFacts, read_facts
 from fac_lightning.data.stats.histogram import Histogram
 from fac_lightning.data.stats.page import stats_page
 from fac_lightning.data.stats.tally import Tally, count_edges
@@ -46,7 +45,7 @@ class DialogueStats:
     nearest to S2M that it serves, by the same rule. Both need a text tokenizer.
 
     Args:
-        paths: Dialogues folders or manifests.
+        paths: Dialogues folders, manifests, shards, or patterns of these.
         out: Folder that gets ``stats.json`` and ``stats.html``; nothing is written when None.
         text_tokenizer: Hub id or folder.
         tokenizer: Speech tokenizer, for its frame rate; 25 Hz when None.
@@ -92,16 +91,17 @@ class DialogueStats:
         sides, modes = {side: Tally() for side in SIDES}, Counter(dict.fromkeys(MODES, 0))
         turns, positions = Histogram(count_edges, whole=True), Histogram(count_edges, whole=True)
         dense = DensestReplies(self.densest)
-        for cut in self._cuts():
-            spoken = [self._count(cut, i, sides, chat, dense) for i in range(len(cut.supervisions))]
-            self._count_recordings(cut, sides)
+        for facts in read_facts(self.paths):
+            spoken = [self._count(facts, i, sides, chat, dense) for i in range(len(facts.turns))]
+            for side, rate, container in facts.recordings:
+                sides[side].add_recording(rate, container)
             turns.add(len(spoken))
             unwritten = any(turn.clip is not None and not turn.text.strip() for turn in spoken)
             served = [m for m in MODES if fit_mode(m, spoken) == m and not (unwritten and m in NEED_USER_TEXT)]
             modes.update(served)
             if chat is not None and (mode := fit_mode("S2M", spoken)) is not None:
-                system = (cut.custom or {}).get("system")
-                positions.add(len(lay_out(cut.id, spoken, chat, self.geometry, mode, system=system, reply=self.reply)))
+                row = lay_out(facts.id, spoken, chat, self.geometry, mode, system=facts.system, reply=self.reply)
+                positions.add(len(row))
         figures = {
             "paths": self.paths,
             "dialogues": turns.count,
@@ -120,46 +120,30 @@ class DialogueStats:
             _write(self.out / "stats.html", stats_page(figures))
         return figures
 
-    def _cuts(self) -> Iterator[Any]:
-        for path in self.paths:
-            empty = True
-            for cut in read_cuts(path):
-                empty = False
-                yield cut
-            if empty:
-                raise ValueError(f"there is no dialogue in {path}")
-
     def _count(
-        self, cut: Any, index: int, sides: dict[str, Tally], chat: ChatFormat | None, dense: DensestReplies
+        self,
+        facts: DialogueFacts,
+        index: int,
+        sides: dict[str, Tally],
+        chat: ChatFormat | None,
+        dense: DensestReplies,
     ) -> SpokenTurn:
         """Count a turn, and give it as layout takes it, with stand-ins for what is heard and said."""
-        check_turn(cut, index)
-        role, text = cut.supervisions[index].speaker, cut.supervisions[index].text
-        tokens = None if chat is None else len(chat.encode(text))
-        seconds = sides[role].add(cut, index, tokens)
-        if seconds is None:
-            return SpokenTurn(role, text)
-        if role == "user":
-            return SpokenTurn(role, text, clip=Clip(math.ceil(seconds * ENCODER_RATE), _not_read))
-        codes = np.broadcast_to(np.int64(0), (self._frames(cut, index, seconds), 1))
+        turn = facts.turns[index]
+        tokens = None if chat is None else len(chat.encode(turn.text))
+        sides[turn.role].add(turn, tokens)
+        if turn.seconds is None:
+            return SpokenTurn(turn.role, turn.text)
+        if turn.role == "user":
+            return SpokenTurn(turn.role, turn.text, clip=Clip(math.ceil(turn.seconds * ENCODER_RATE), _not_read))
+        frames = turn.frames
+        if not frames or turn.frame_rate != self.frame_rate:
+            frames = math.ceil(round(turn.seconds * self.frame_rate, 6))
+        codes = np.broadcast_to(np.int64(0), (frames, 1))
         if tokens is not None:
-            dense.add(cut.id, index, tokens, len(self.reply.cut(codes, self.geometry).codes), seconds)
-        return SpokenTurn(role, text, codes=codes, seconds=seconds)
-
-    def _frames(self, cut: Any, index: int, seconds: float) -> int:
-        stored = load_turn_codes(cut, index)
-        if stored is not None and stored.frame_rate == self.frame_rate:
-            return len(stored.codes)
-        return math.ceil(round(seconds * self.frame_rate, 6))
-
-    def _count_recordings(self, cut: Any, sides: dict[str, Tally]) -> None:
-        """The recordings of a dialogue, each once."""
-        seen = set()
-        for i, supervision in enumerate(cut.supervisions):
-            span = turn_span(cut, i)
-            if span is not None and (supervision.speaker, span.recording.id) not in seen:
-                seen.add((supervision.speaker, span.recording.id))
-                sides[supervision.speaker].add_recording(span.recording)
+            positions = len(self.reply.cut(codes, self.geometry).codes)
+            dense.add(facts.id, index, tokens, positions, turn.seconds)
+        return SpokenTurn(turn.role, turn.text, codes=codes, seconds=turn.seconds)
 
     def _density(self, dense: DensestReplies) -> dict[str, Any]:
         rule = {"group_rate": self.group_rate, "frame_rate": self.frame_rate, "rule": str(self.reply)}
