@@ -178,7 +178,7 @@ def _dialogue(rng: np.random.Generator, name: str, bank: Sequence[np.ndarray] | 
         if bank is None:
             turns.append(Turn("user", text))
         else:
-            audio = bank[rng.integers(len(bank))]
+            audio = bank[int(rng.integers(len(bank)))]
             turns.append(Turn("user", text, audio[: round(question * RATE)], RATE))
         codes = TurnCodes("bench", rng.integers(0, CODEBOOK, (round(answer * FRAME_RATE), 1)), FRAME_RATE)
         turns.append(Turn("assistant", _words(rng, answer), codes=codes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from fac_lightning.data.layout import Clip, SpokenTurn
@@ -57,10 +55,10 @@ class ShardItems:
         for turn in sketch.turns:
             if turn.codes is not None:
                 last = first + len(turn.codes)
-                turn = replace(turn, codes=codes[first:last])
+                turn = SpokenTurn(turn.role, turn.text, codes=codes[first:last], seconds=turn.seconds)
                 first = last
             turns.append(turn)
-        return replace(sketch, turns=tuple(turns))
+        return CorpusItem(sketch.id, tuple(turns), sketch.system, sketch.unwritten)
 
     def _codes(self, row: int) -> np.ndarray:
         codes = self.shard.codes(row)

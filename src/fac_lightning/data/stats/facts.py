@@ -84,8 +84,9 @@ def _of_shards(path: str) -> Iterator[DialogueFacts]:
     folder = ShardFolder(path)
     of = folder.codes_of()
     for number in range(len(folder.shards)):
-        for stored in Shard(folder, number).dialogues:
-            yield _of_stored(stored, of)
+        shard = Shard(folder, number)
+        for row in range(len(shard)):
+            yield _of_stored(shard.dialogue(row), of)
 
 
 def _of_stored(stored: StoredDialogue, of: CodesOf | None) -> DialogueFacts:
