@@ -122,7 +122,7 @@ def rows(module, count, shard=0, num_shards=1):
     stream = module._stream(1, shard, num_shards)
     found = {}
     for plan in islice(stream.plans(0), count):
-        row = stream.load(plan)
+        row = stream.planners[plan.source].row(plan.row, plan.part)
         assert row.cost == plan.cost
         found[plan.place] = row
     return found

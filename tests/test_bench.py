@@ -38,10 +38,12 @@ from fac_lightning.bench import (
     sizes_of,
 )
 from fac_lightning.bench.encode import clips_of, growth
+from fac_lightning.bench.headline import predict
 from fac_lightning.bench.plain import Waste, padded_line, plain_loss
 from fac_lightning.bench.runner import _Process
 from fac_lightning.cli.app import main
 from fac_lightning.cli.bench_command import BENCHMARKS
+from fac_lightning.estimate import MACHINES
 from fac_lightning.types import IGNORE
 
 
@@ -295,6 +297,9 @@ def test_the_headline_compares_equal_speech():
     report = run_benchmark(find_benchmark("headline"), BenchSettings(rounds=1))
     assert len({cell.work["audio_s"] for cell in report.cells}) == 1
     assert report.findings["25 Hz / 5 Hz, FLOPs"] > 1.6
+    predicted = predict(report.settings, MACHINES["cpu"])
+    for cell in report.cells:  # the cost model counts what the counter counts
+        assert predicted.costs[cell.name].line.total_flops == pytest.approx(cell.flops, rel=0.01)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def ids(lines):
 def rows(module, count, shard=0, num_shards=1):
     """Ids of the first rows of a shard, in the order in which they are drawn."""
     stream = module._stream(1, shard, num_shards)
-    return [stream.load(plan).id for plan in islice(stream.plans(0), count)]
+    return [stream.load(plan).row_id for plan in islice(stream.plans(0), count)]
 
 
 def test_lines_hold_speech_and_text_within_budget(build):

@@ -140,7 +140,7 @@ def test_the_data_module_splits_and_says_so(tmp_path, caplog):
     assert "1 of 31 dialogues" in caplog.text
     assert "are split between turns; 0 turns fit no line" in caplog.text
     stream = module._stream()
-    drawn = [stream.load(plan).id for plan in islice(stream.plans(0), 120)]
+    drawn = [stream.load(plan).row_id for plan in islice(stream.plans(0), 120)]
     long = [name for name in drawn if name.startswith("long#")]
     assert long[0] == "long#0/T2T"
     assert len(set(long)) > 2

@@ -138,4 +138,5 @@ def build_model(
             code_adapter=ConcatCodeGrouping(sizes.codebook_size, k, sizes.dim),
             fusion=SumFusion(),
         )
-    return model.to(device)
+    # as it is on the CPU: a model without numbers (``estimate.ShapesOnly``) cannot be moved
+    return model if torch.device(device).type == "cpu" else model.to(device)

@@ -179,7 +179,7 @@ def _setting(args: argparse.Namespace, tree: Mapping[str, Any]) -> tuple[Setting
         ranks=ranks,
         lines=int(trainer.get("accumulate_grad_batches") or 1),
         half=cast or mixed,
-        foreach=mixed,  # under autocast AdamW is not fused
+        foreach=mixed and precision == "16-mixed",  # where a loss is scaled AdamW is not fused
         utilisation=args.mfu,
     )
     return setting, cast, mixed

@@ -1,4 +1,8 @@
-"""Rows whose audio cannot be read: they are left out of their line, and a line never becomes empty for it."""
+"""Rows whose audio cannot be read: they are left out of their line, and a line never becomes empty for it.
+
+Every process has to give as many lines as the others, and models are not made for lines without a position: where no
+row of a line can be read, one stands there with silence and nothing to learn.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from fac_lightning.data.errors import BadData
-from fac_lightning.data.layout import Clip, Row
-from fac_lightning.types import IGNORE
+from fac_lightning.data.layout import Clip, Passage, Row
+from fac_lightning.prompts import MODES
 
-__all__ = ["muted", "with_clips"]
+__all__ = ["passage_with_clips", "silent", "silent_passage", "with_clips"]
 
 
 def with_clips(row: Row) -> Row:
@@ -24,19 +28,34 @@ def with_clips(row: Row) -> Row:
     return replace(row, clips=tuple(_read(clip, row.id) for clip in row.clips))
 
 
-def muted(row: Row) -> Row:
-    """The row with silence for its clips and nothing to learn: it stands in a line that would be empty.
+def passage_with_clips(passage: Passage) -> Passage:
+    """The passage with the clips read that its mode hears.
 
-    Every process has to give as many lines as the others, and models are not made for lines without a position.
+    Raises:
+        BadData: A clip cannot be used, or is not as long as it says.
     """
-    clips = tuple(Clip(clip.num_samples, _Samples(np.zeros(clip.num_samples, np.int16))) for clip in row.clips)
-    return replace(
-        row,
-        text_labels=np.full_like(row.text_labels, IGNORE),
-        speech_labels=np.full_like(row.speech_labels, IGNORE),
-        clips=clips,
-        seconds=0.0,
+    if not MODES[passage.mode].hears or not any(turn.clip for turn in passage.turns):
+        return passage
+    turns = tuple(
+        replace(turn, clip=_read(turn.clip, passage.row_id)) if turn.clip is not None else turn
+        for turn in passage.turns
     )
+    return replace(passage, turns=turns)
+
+
+def silent_passage(passage: Passage) -> Passage:
+    """The passage with silence for its clips."""
+    turns = tuple(replace(turn, clip=turn.clip and _silent(turn.clip)) for turn in passage.turns)
+    return replace(passage, turns=turns)
+
+
+def silent(row: Row) -> Row:
+    """The row with silence for its clips."""
+    return replace(row, clips=tuple(map(_silent, row.clips)), seconds=0.0)
+
+
+def _silent(clip: Clip) -> Clip:
+    return Clip(clip.num_samples, _Samples(np.zeros(clip.num_samples, np.int16)))
 
 
 def _read(clip: Clip, name: str) -> Clip:

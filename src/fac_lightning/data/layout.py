@@ -27,7 +27,7 @@ from fac_lightning.prompts import ASR_INSTRUCTION, MODES, SYSTEM_PROMPTS, TTS_IN
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.types import IGNORE, SpeechGeometry, pad_code
 
-__all__ = ["Clip", "Cost", "Row", "SpokenTurn", "fit_mode", "lay_out"]
+__all__ = ["Clip", "Cost", "Passage", "Row", "SpokenTurn", "fit_mode", "lay_out", "lay_out_line"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,22 @@ class SpokenTurn:
     clip: Clip | None = None  # the user's speech
     codes: np.ndarray | None = None  # (T, Q) int, the assistant's speech
     seconds: float = 0.0  # of the codes; a clip knows its own
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Turns that become one row, in a mode that they serve (``fit_mode``)."""
+
+    id: str  # of the dialogue, or of a part of it
+    turns: tuple[SpokenTurn, ...]
+    mode: str
+    system: str | None  # system prompt; that of the mode when None
+    context: int = 0  # turns at the beginning that are shown and not learned
+
+    @property
+    def row_id(self) -> str:
+        """Name of the row."""
+        return f"{self.id}/{self.mode}"
 
 
 @dataclass(frozen=True)
@@ -89,12 +105,12 @@ class Row:
     @property
     def num_text_labels(self) -> int:
         """Labelled text tokens."""
-        return int((self.text_labels != IGNORE).sum())
+        return int(np.count_nonzero(self.text_labels != IGNORE))
 
     @property
     def num_speech_labels(self) -> int:
         """Labelled codes."""
-        return int((self.speech_labels != IGNORE).sum())
+        return int(np.count_nonzero(self.speech_labels != IGNORE))
 
 
 def fit_mode(mode: str, turns: Sequence[SpokenTurn]) -> str | None:
@@ -130,6 +146,7 @@ def lay_out(
     lead_in: int = 0,
     system: str | None = None,
     reply: ReplyRule | None = None,
+    context: int = 0,
 ) -> Row:
     """Lay a dialogue out as one row.
 
@@ -147,6 +164,7 @@ def lay_out(
         lead_in: Groups of ``bos`` codes before the first real group.
         system: System prompt; that of the mode when None.
         reply: How spoken replies lie; ``FrameEnd(lead_in)`` when None.
+        context: Turns at the beginning that are shown and not learned.
 
     Raises:
         ValueError: The dialogue cannot serve the mode, speech is asked for without a geometry, or ``lead_in`` and
@@ -156,27 +174,30 @@ def lay_out(
         raise ValueError(
             f"dialogue {dialogue_id!r} has no speech for mode {mode}, or no text of it; take the mode fit_mode gives"
         )
-    layout = _Layout(chat, geometry, reply_rule(lead_in, reply))
-    layout.text(chat.system(SYSTEM_PROMPTS[mode] if system is None else system))
-    heard = None  # the turn before, where it is the user's speech
-    for turn in turns:
-        if mode == "ASR":
-            if turn.role == "user" and turn.clip is not None:
-                layout.user(turn, speech=True, after="\n" + ASR_INSTRUCTION)
-                layout.assistant(turn, speech=False)
-        elif mode == "TTS":
-            if turn.role == "assistant" and turn.codes is not None:
-                layout.user(turn, speech=False, before=TTS_INSTRUCTION + "\n")
-                layout.assistant(turn, speech=True)
-        elif turn.role == "user":
-            heard = turn if MODES[mode].hears and turn.clip is not None else None
-            layout.user(turn, speech=heard is not None)
-        else:
-            how = MODES[mode].given(heard is not None)
-            chain = chat.chain(how, heard.text if heard else "", turn.text)
-            layout.assistant(turn, speech=how.speaks and turn.codes is not None, chain=chain)
-            heard = None
-    return layout.row(f"{dialogue_id}/{mode}")
+    passage = Passage(dialogue_id, tuple(turns), mode, system, context)
+    return lay_out_line([passage], chat, geometry, reply_rule(lead_in, reply))[0]
+
+
+def lay_out_line(
+    passages: Sequence[Passage], chat: ChatFormat, geometry: SpeechGeometry | None, reply: ReplyRule
+) -> tuple[Row, list[int]]:
+    """Lay passages out end to end, as if they were one row; much faster than one by one.
+
+    Args:
+        passages: Turns and the mode that they serve.
+        chat: Token ids of the pieces.
+        geometry: Sizes of the model; None where no turn is laid out as speech.
+        reply: How spoken replies lie.
+
+    Returns:
+        The row of all, whose positions count from the first passage's beginning, and the positions of each.
+    """
+    layout, lengths = _Layout(chat, geometry, reply), []
+    for passage in passages:
+        first = len(layout.ids)
+        layout.passage(passage)
+        lengths.append(len(layout.ids) - first)
+    return layout.row(passages[0].row_id), lengths
 
 
 class _Layout:
@@ -198,6 +219,31 @@ class _Layout:
         self.clips: list[Clip] = []
         self.audio_seconds = self.reply_seconds = 0.0
         self.lost_text = 0
+        self.learns = True  # the turn at hand is not only shown
+
+    def passage(self, passage: Passage) -> None:
+        """Append system turn and turns."""
+        mode, system = passage.mode, passage.system
+        self.text(self.chat.system(SYSTEM_PROMPTS[mode] if system is None else system))
+        heard = None  # the turn before, where it is the user's speech
+        for number, turn in enumerate(passage.turns):
+            self.learns = number >= passage.context
+            if mode == "ASR":
+                if turn.role == "user" and turn.clip is not None:
+                    self.user(turn, speech=True, after="\n" + ASR_INSTRUCTION)
+                    self.assistant(turn, speech=False)
+            elif mode == "TTS":
+                if turn.role == "assistant" and turn.codes is not None:
+                    self.user(turn, speech=False, before=TTS_INSTRUCTION + "\n")
+                    self.assistant(turn, speech=True)
+            elif turn.role == "user":
+                heard = turn if MODES[mode].hears and turn.clip is not None else None
+                self.user(turn, speech=heard is not None)
+            else:
+                how = MODES[mode].given(heard is not None)
+                chain = self.chat.chain(how, heard.text if heard else "", turn.text)
+                self.assistant(turn, speech=how.speaks and turn.codes is not None, chain=chain)
+                heard = None
 
     def text(self, ids: Sequence[int]) -> int:
         """Append positions; returns the first one."""
@@ -224,7 +270,8 @@ class _Layout:
         else:
             self.text(self.chat.encode(turn.text))
         end = self.text(self.chat.close())
-        self.labels.append((first, len(self.ids) - 1 if self.reply.learns_newline else end))
+        if self.learns:
+            self.labels.append((first, len(self.ids) - 1 if self.reply.learns_newline else end))
 
     def _heard(self, turn: SpokenTurn) -> None:
         """The user's speech."""
@@ -259,7 +306,7 @@ class _Layout:
         self.ids.append(self.chat.audio_eos)
         self.codes.append(said.codes)
         self.code_positions.append(np.arange(opening + 1, opening + 1 + positions))
-        self.speech_labels.append(said.labels)
+        self.speech_labels.append(said.labels if self.learns else np.full_like(said.labels, IGNORE))
         self.speech_positions.append(np.arange(opening + said.first, opening + said.first + len(said.labels)))
         self.reply_seconds += turn.seconds
 

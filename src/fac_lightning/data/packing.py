@@ -9,15 +9,15 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from fac_lightning.data.layout import Clip, Cost, Row
-from fac_lightning.types import IGNORE, SpeechTextBatch, Waveforms
+from fac_lightning.types import SpeechTextBatch, Waveforms
 
-__all__ = ["Budget", "Packable", "collate_line", "pack_lines", "share_totals"]
+__all__ = ["Budget", "Packable", "collate_line", "line_of", "pack_lines", "share_totals"]
 
 
 class Packable(Protocol):
@@ -139,32 +139,59 @@ def collate_line(rows: Sequence[Row], capacity: int, sample_rate: int = 0) -> Sp
     Raises:
         BadData: A clip cannot be read, or is not as long as it says.
     """
-    lengths = np.array([len(row.text_ids) for row in rows])
-    starts = lengths.cumsum() - lengths
-    text_labels = np.concatenate([row.text_labels for row in rows])
-    speech_labels = np.concatenate([row.speech_labels for row in rows])
-    arrays = {
-        "text_ids": np.concatenate([row.text_ids for row in rows]),
-        "text_mask": np.concatenate([row.text_mask for row in rows]),
-        "position_ids": np.arange(len(text_labels)) - np.repeat(starts, lengths),
-        "lengths": lengths,
-        "text_labels": text_labels,
-        "codes": np.concatenate([row.codes for row in rows]),
-        "code_positions": _shifted([row.code_positions for row in rows], starts),
-        "speech_positions": _shifted([row.speech_positions for row in rows], starts),
-        "speech_labels": speech_labels,
-        "reply_lengths": np.concatenate([row.reply_lengths for row in rows]),
-        "feature_positions": _shifted([row.feature_positions for row in rows], starts),
-    }
-    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    lengths = [len(row.text_ids) for row in rows]
+    starts = np.cumsum([0, *lengths[:-1]])
+    joined = (
+        rows[0]
+        if len(rows) == 1
+        else Row(
+            id=rows[0].id,
+            text_ids=np.concatenate([row.text_ids for row in rows]),
+            text_mask=np.concatenate([row.text_mask for row in rows]),
+            text_labels=np.concatenate([row.text_labels for row in rows]),
+            codes=np.concatenate([row.codes for row in rows]),
+            code_positions=_shifted([row.code_positions for row in rows], starts),
+            speech_positions=_shifted([row.speech_positions for row in rows], starts),
+            speech_labels=np.concatenate([row.speech_labels for row in rows]),
+            reply_lengths=np.concatenate([row.reply_lengths for row in rows]),
+            feature_positions=_shifted([row.feature_positions for row in rows], starts),
+            clips=tuple(clip for row in rows for clip in row.clips),
+            audio_seconds=sum(row.audio_seconds for row in rows),
+            seconds=sum(row.seconds for row in rows),
+        )
+    )
+    return line_of(joined, lengths, tuple(row.id for row in rows), capacity, sample_rate)
+
+
+def line_of(row: Row, lengths: Sequence[int], ids: tuple[str, ...], capacity: int, sample_rate: int) -> SpeechTextBatch:
+    """The packed line of a row that holds several end to end (``lay_out_line``); the clips are read here.
+
+    Args:
+        row: All rows of the line.
+        lengths: Positions of each.
+        ids: Of each.
+        capacity: Positions that the line could have held.
+        sample_rate: Hz of the clips; 0 where there is no speech.
+    """
+    sizes = np.array(lengths)
     return SpeechTextBatch(
-        **tensors,
-        audio=_waveforms([clip for row in rows for clip in row.clips], sample_rate),
+        text_ids=torch.from_numpy(row.text_ids),
+        text_mask=torch.from_numpy(row.text_mask),
+        position_ids=torch.from_numpy(np.arange(len(row.text_ids)) - np.repeat(sizes.cumsum() - sizes, sizes)),
+        lengths=torch.from_numpy(sizes),
+        text_labels=torch.from_numpy(row.text_labels),
+        codes=torch.from_numpy(row.codes),
+        code_positions=torch.from_numpy(row.code_positions),
+        speech_positions=torch.from_numpy(row.speech_positions),
+        speech_labels=torch.from_numpy(row.speech_labels),
+        reply_lengths=torch.from_numpy(row.reply_lengths),
+        audio=_waveforms(row.clips, sample_rate),
+        feature_positions=torch.from_numpy(row.feature_positions),
         capacity=capacity,
-        seconds=sum(row.seconds for row in rows),
-        text_token_total=int(np.count_nonzero(text_labels != IGNORE)),
-        speech_token_total=int(np.count_nonzero(speech_labels != IGNORE)),
-        ids=tuple(row.id for row in rows),
+        seconds=row.seconds,
+        text_token_total=row.num_text_labels,
+        speech_token_total=row.num_speech_labels,
+        ids=ids,
     )
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fac_lightning.data.bad_rows import muted, with_clips
+from fac_lightning.data.bad_rows import silent, with_clips
 from fac_lightning.data.layout import Cost
 from fac_lightning.data.mixing import draw_rows, mixing_shares
 from fac_lightning.data.packing import Budget, pack_lines
@@ -133,9 +133,7 @@ def _read(answer: AnswerRow) -> AnswerRow:
 
 
 def _silent(answer: AnswerRow) -> AnswerRow:
-    silent = muted(answer.row)
-    # its labels stay: a sum over none of them is no number for every loss
-    return replace(answer, row=replace(answer.row, clips=silent.clips, seconds=0.0))
+    return replace(answer, row=silent(answer.row))  # its labels stay: not every loss is a number over none of them
 
 
 class FixedPairs:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fac_lightning.data.layout import Cost, Row, fit_mode
+from fac_lightning.data.layout import Cost, Passage, Row, fit_mode, lay_out_line
 from fac_lightning.data.mixing import draw_rows
 from fac_lightning.data.packing import Budget
 from fac_lightning.data.row_source import NEED_USER_TEXT, CorpusItem, RowSource
-from fac_lightning.data.splitting import TurnSpan, forget_context, split_turns
+from fac_lightning.data.splitting import TurnSpan, split_turns
 
 __all__ = ["RowPart", "RowPlan", "RowPlanner", "plan_rows"]
 
@@ -100,33 +100,38 @@ class RowPlanner:
         context = 0 if mode in ("ASR", "TTS") else self.context_turns
 
         def cost(span: TurnSpan) -> Cost | None:
-            row = self._row(item, mode, span)
-            return None if row is None else row.cost
+            passage = self._passage(item, mode, span)
+            return None if passage is None else self._lay_out(passage).cost
 
         spans, left_out = split_turns(item.turns, cost, self.budget.takes, context)
         return tuple(RowPart(mode, span, found) for span in spans if (found := cost(span))), left_out
 
+    def passage(self, index: int, part: RowPart, sketch: bool = False) -> Passage:
+        """What of a dialogue becomes a row; with ``sketch`` with codes that are stand-ins."""
+        passage = self._passage(self._item(index, part, sketch), part.mode, part.span)
+        assert passage is not None
+        return passage
+
     def row(self, index: int, part: RowPart, sketch: bool = False) -> Row:
         """A row laid out; with ``sketch`` with codes that are stand-ins."""
-        item = self._item(index, part, sketch)
-        row = self.source.lay_out(item, part.mode) if part.span is None else self._row(item, part.mode, part.span)
-        assert row is not None
-        return row
+        return self._lay_out(self.passage(index, part, sketch))
 
     def _item(self, index: int, part: RowPart, sketch: bool) -> CorpusItem:
         """The dialogue of a row."""
         return self.source.sketch(index) if sketch else self.source.item(index)
 
-    def _row(self, item: CorpusItem, mode: str, span: TurnSpan) -> Row | None:
-        """Some turns laid out in the mode nearest to ``mode`` that they serve."""
-        turns = item.turns[span.context : span.last]
-        fitted = fit_mode(mode, turns)
+    def _passage(self, item: CorpusItem, mode: str, span: TurnSpan | None) -> Passage | None:
+        """Some turns in the mode nearest to ``mode`` that they serve."""
+        if span is None:
+            return self.source.passage(item, mode)
+        fitted = fit_mode(mode, item.turns[span.context : span.last])
         if fitted is None or (item.unwritten and fitted in NEED_USER_TEXT):
             return None
-        row = self.source.lay_out(item, fitted, turns, f"#{span.first}")
-        if span.context == span.first:
-            return row
-        return forget_context(row, self.source.chat.user_open()[0], span.first - span.context)
+        return self.source.passage(item, fitted, span.first, span.last, span.context)
+
+    def _lay_out(self, passage: Passage) -> Row:
+        source = self.source
+        return lay_out_line([passage], source.chat, source.geometry, source.reply)[0]
 
     @staticmethod
     def _remember(memory: dict, key: object, value: object) -> None:  # type: ignore[type-arg]

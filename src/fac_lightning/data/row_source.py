@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 
-from fac_lightning.data.layout import Row, SpokenTurn, fit_mode, lay_out
+from fac_lightning.data.layout import Passage, Row, SpokenTurn, fit_mode, lay_out_line
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.replies import FrameEnd, ReplyRule
@@ -138,15 +138,24 @@ class RowSource(ABC):
         mode = self.draw_mode(item, seed, epoch, place)
         return None if mode is None else self.lay_out(item, mode)
 
-    def lay_out(self, item: CorpusItem, mode: str, turns: Sequence[SpokenTurn] | None = None, name: str = "") -> Row:
-        """A dialogue laid out in a mode that it serves.
+    def passage(
+        self, item: CorpusItem, mode: str, first: int = 0, last: int | None = None, context: int | None = None
+    ) -> Passage:
+        """What of a dialogue becomes a row, in a mode that it serves.
 
         Args:
             item: The dialogue.
-            mode: One of those that ``served`` gives.
-            turns: Those to lay out where it is a part of the dialogue; all when None.
-            name: Of the part, behind the dialogue's id.
+            mode: One of those that ``served`` gives, for the turns.
+            first: First turn that is learned.
+            last: One behind the last; to the end when None.
+            context: First turn that is shown; that which is learned when None.
         """
+        begin = first if context is None else context
         system = item.system if item.system is not None else self.system_prompts.get(mode)
-        turns = item.turns if turns is None else turns
-        return lay_out(item.id + name, turns, self.chat, self.geometry, mode, system=system, reply=self.reply)
+        whole = begin == 0 and last is None
+        name, turns = (item.id, item.turns) if whole else (f"{item.id}#{first}", item.turns[begin:last])
+        return Passage(name, turns, mode, system, first - begin)
+
+    def lay_out(self, item: CorpusItem, mode: str) -> Row:
+        """A dialogue laid out in a mode that it serves."""
+        return lay_out_line([self.passage(item, mode)], self.chat, self.geometry, self.reply)[0]

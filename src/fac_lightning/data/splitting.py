@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
+from fac_lightning.data.layout import Cost, SpokenTurn
 
-from fac_lightning.data.layout import Cost, Row, SpokenTurn
-from fac_lightning.types import IGNORE
-
-__all__ = ["TurnSpan", "forget_context", "split_turns"]
+__all__ = ["TurnSpan", "split_turns"]
 
 
 class TurnSpan(NamedTuple):
@@ -64,18 +60,3 @@ def split_turns(
             part, block = longer, block + 1
         parts.append(part)
     return parts, left_out
-
-
-def forget_context(row: Row, opening: int, turns: int) -> Row:
-    """A row whose first ``turns`` turns are shown and not learned.
-
-    Args:
-        row: System turn and turns.
-        opening: Token that opens every turn, the system's too.
-        turns: How many.
-    """
-    begin = int(np.flatnonzero(row.text_ids == opening)[1 + turns])
-    text, speech = row.text_labels.copy(), row.speech_labels.copy()
-    text[:begin] = IGNORE
-    speech[row.speech_positions < begin] = IGNORE
-    return replace(row, text_labels=text, speech_labels=speech)

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch.utils.data import Dataset
 
-from fac_lightning.data.bad_rows import muted, with_clips
+from fac_lightning.data.bad_rows import passage_with_clips, silent_passage
 from fac_lightning.data.errors import BadData
-from fac_lightning.data.layout import Row
-from fac_lightning.data.packing import Budget, Packable, collate_line, pack_lines, share_totals
+from fac_lightning.data.layout import Passage, lay_out_line
+from fac_lightning.data.packing import Budget, Packable, line_of, pack_lines, share_totals
 from fac_lightning.data.row_plans import RowPlan, RowPlanner, plan_rows
 from fac_lightning.data.row_source import RowSource
 from fac_lightning.types import SpeechTextBatch
@@ -209,17 +209,21 @@ class LineStream(PackedStream):
         """Shuffled dialogues of mixed sources."""
         return plan_rows(self.planners, self.shares, self.seed, self.shard, self.num_shards, start)
 
-    def load(self, plan: RowPlan) -> Row:
-        """The row, its clips read."""
-        return with_clips(self.planners[plan.source].row(plan.row, plan.part))
+    def load(self, plan: RowPlan) -> Passage:
+        """The turns, their clips read; all of a line are laid out at once."""
+        return passage_with_clips(self.planners[plan.source].passage(plan.row, plan.part))
 
-    def mute(self, plan: RowPlan) -> Row:
-        """The row as it was planned, without labels."""
-        return muted(self.planners[plan.source].row(plan.row, plan.part, sketch=True))
+    def mute(self, plan: RowPlan) -> Passage:
+        """The turns as they were planned, all of them context."""
+        passage = self.planners[plan.source].passage(plan.row, plan.part, sketch=True)
+        return replace(silent_passage(passage), context=len(passage.turns))
 
-    def collate(self, rows: list[Row]) -> SpeechTextBatch:
+    def collate(self, rows: list[Passage]) -> SpeechTextBatch:
         """One packed line."""
-        return collate_line(rows, self.budget.positions, self.sample_rate)
+        source = self.planners[0].source
+        row, lengths = lay_out_line(rows, source.chat, source.geometry, source.reply)
+        ids = tuple(passage.row_id for passage in rows)
+        return line_of(row, lengths, ids, self.budget.positions, self.sample_rate)
 
     def share(self, batches: list[SpeechTextBatch]) -> list[SpeechTextBatch]:
         """Lines with the labelled tokens of all of them as their totals."""
@@ -229,7 +233,7 @@ class LineStream(PackedStream):
         self, batch: SpeechTextBatch, sources: tuple[str, ...], left_out: tuple[tuple[str, str], ...]
     ) -> SpeechTextBatch:
         """The line with its sources and what is left out."""
-        return replace(batch, sources=sources, left_out=left_out)
+        return replace(batch, sources=sources, left_out=left_out, seconds=batch.seconds if sources else 0.0)
 
 
 class FixedLines:
