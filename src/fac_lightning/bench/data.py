@@ -41,7 +41,7 @@ WORDS_PER_SECOND = 2.5
 VOCABULARY = 1000
 CAPACITY = 2048
 PER_BATCH = 16  # dialogues that plain lhotse pads together; about what a line holds
-SHARDS = 6  # more than a corpus keeps open, so that every pass opens each anew
+SHARDS = 6
 #: dialogues of a shard with flac, and of one with codes alone
 SIZES = {"tiny": (12, 150)}
 OTHER_SIZES = (100, 1000)
@@ -100,6 +100,9 @@ class _World:
         del found
 
         def call() -> None:
+            for planner in stream.planners:
+                if isinstance(planner.source, ShardCorpus):
+                    planner.source.close()
             for window in windows:
                 stream[window]
 

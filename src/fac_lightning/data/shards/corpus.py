@@ -128,6 +128,11 @@ class ShardCorpus(RowSource):
                 counts[name] = sum(known)
         return counts
 
+    def close(self) -> None:
+        """Let go of the open shards; what is asked for next is read anew."""
+        self._open.clear()
+        self._last = LastRecording()
+
     def _find(self, index: int) -> tuple[ShardItems, int]:
         """Open shard and row of a dialogue."""
         number = int(np.searchsorted(self._ends, index, side="right"))
