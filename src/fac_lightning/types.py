@@ -173,6 +173,7 @@ class SpeechTextBatch:
     ids: tuple[str, ...] = ()  # (R,) "<cut id>/<mode>" of the rows
     parents: Tensor | None = None  # (R,) int64 on CPU: the row whose positions come before this one's too; -1 for none
     sources: tuple[str, ...] = ()  # where each dialogue or pair of the line comes from, by the names of the mix
+    heard: SpeechFeatures | None = None  # (A, T, D) what a frozen encoder has said of the clips; audio is then empty
     left_out: tuple[tuple[str, str], ...] = ()  # source and reason of what should be here and cannot be read
 
     def to(self, device: torch.device | str) -> SpeechTextBatch:
@@ -267,6 +268,6 @@ def to_device(value: T_, device: torch.device | str) -> T_:
             isinstance(value, SpeechTextBatch) and entry.name in ("lengths", "reply_lengths", "parents")
         ):
             changes[entry.name] = item.to(device, non_blocking=True)
-        elif isinstance(item, Waveforms | SpeechTextBatch | AnswerSums):
+        elif isinstance(item, Waveforms | SpeechFeatures | SpeechTextBatch | AnswerSums):
             changes[entry.name] = to_device(item, device)
     return replace(value, **changes)  # type: ignore[type-var]

@@ -33,6 +33,8 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--audio", default="flac", choices=("flac", "wav", "opus", "none"), help=help_)
     help_ = "codes of the replies: 'stored' for those that come with turns, or whose: a recipe or run folder, a dotted "
     made.add_argument("--codes", default="stored", metavar="TOKENIZER", help=help_ + "path, a node '{_target_: ...}'")
+    help_ = "keep what the frozen encoder of a recipe or run folder (or a dotted path, a node) says of the users' turns"
+    made.add_argument("--features", metavar="ENCODER", help=help_)
     made.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0: none")
     made.add_argument("--skip-bad", action="store_true", help="leave dialogues out that cannot be stored")
     made.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="a run may build these too")
@@ -44,14 +46,18 @@ def main(words: Sequence[str]) -> int:
         return _back(args.dialogues, args.out)
     if args.codes == "stored" and args.overrides:
         raise UserError(f"{args.overrides[0]} changes a tokenizer, but --codes names none")
-    from fac_lightning.cli.tokenize_command import tokenizer_node
+    from fac_lightning.cli.tokenize_command import encoder_node, tokenizer_node
     from fac_lightning.data.shards import DialogueSharding
 
     codes = None
     if args.codes != "stored":
         codes = partial(instantiate, tokenizer_node(args.codes, args.overrides, args.allow), "tokenizer")
     audio = None if args.audio == "none" else args.audio
-    job = DialogueSharding(args.dialogues, args.out, args.shard_size, audio, codes, args.workers, args.skip_bad)
+    features = None
+    if args.features is not None:
+        features = partial(instantiate, encoder_node(args.features, args.allow), "encoder")
+    given = (args.dialogues, args.out, args.shard_size, audio, codes, args.workers, args.skip_bad)
+    job = DialogueSharding(*given, features=features)
     summary = job.run()
     print_summary(args.dialogues, args.out, summary)
     return LEFT_OUT if summary["left_out"] else 0
@@ -91,6 +97,8 @@ def print_summary(dialogues: str, out: str, summary: Mapping[str, Any]) -> None:
         table.add_row(f"{name}.*.tar", f"{sum(sizes) / 1e6:,.1f} MB")
     if (of := summary["codes_of"]) is not None:
         table.add_row("codes of", f"{of['tokenizer']}, {of['frame_rate']:g} Hz")
+    if (of := summary.get("features_of")) is not None:
+        table.add_row("features of", f"{of['encoder']} {of['fingerprints']['float32']}, {of['dim']} wide")
     if summary["clipped_samples"]:
         table.add_row("samples clipped to 16 bits", f"{summary['clipped_samples']:,}", style="red")
     table.add_row("left out", f"{len(summary['left_out']):,}", style="red" if summary["left_out"] else None)

@@ -12,7 +12,7 @@ from fac_lightning.cli.arguments import parser
 from fac_lightning.config import Recipe, RecipeError, UserError, ensure, find_recipe, instantiate, load, untrusted
 from fac_lightning.config.compose import UNRESOLVED, override
 
-__all__ = ["main", "tokenizer_node"]
+__all__ = ["encoder_node", "main", "tokenizer_node"]
 
 SHOWN = 20  # pieces of bad audio that the screen shows
 BAD_AUDIO = 3  # exit code
@@ -43,6 +43,38 @@ def main(words: Sequence[str]) -> int:
     result = CodeExtraction(args.manifest, make, args.out, args.workers).run()
     print_result(args.manifest, result)
     return BAD_AUDIO if result["bad"] else 0
+
+
+def encoder_node(given: str, allow: Sequence[str] = ()) -> dict[str, Any]:
+    """The checked ``encoder:`` node that a word of the command line means; of a recipe that of its model.
+
+    Args:
+        given: Recipe, run folder, dotted path, or a node in YAML.
+        allow: Further prefixes that the recipe of a run folder may build.
+
+    Raises:
+        UserError: It is none of these, or the recipe's model has no encoder.
+        RecipeError: The node has mistakes.
+    """
+    if "_target_" in given or _is_path(given):
+        tree: dict[str, Any] = {}
+        word = given if "_target_" in given else f"{{_target_: {given}}}"
+        recipe = Recipe("fac data shard", tree, problems=tuple(override(tree, [f"model={word}"], [])))
+        node = tree.get("model")
+    else:
+        recipe = load(given, [])
+        model = recipe.tree.get("model")
+        node = model.get("encoder") if isinstance(model, Mapping) else None
+    if not recipe.problems and not (isinstance(node, Mapping) and node):
+        raise UserError(
+            f"{recipe.name} has no 'model.encoder'; name a recipe that has one, or a dotted path such as "
+            "fac_lightning.encoders.WhisperEncoder"
+        )
+    kept = {"model": node, **({"vars": recipe.tree.get("vars")} if UNRESOLVED in _values(node) else {})}
+    ensure(Recipe(recipe.name, kept, recipe.path, recipe.problems))  # a lone encoder stands where a model would
+    if Path(given).is_dir() and (strange := untrusted(node, allow, "model.encoder")):
+        raise RecipeError(recipe.name, strange)
+    return dict(node or {})
 
 
 def tokenizer_node(given: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> dict[str, Any]:

@@ -55,21 +55,23 @@ def silent(row: Row) -> Row:
 
 
 def _silent(clip: Clip) -> Clip:
+    if clip.hop_length:
+        return Clip(clip.num_samples, _Samples(np.zeros((clip.length, 0), np.float16)), clip.hop_length)
     return Clip(clip.num_samples, _Samples(np.zeros(clip.num_samples, np.int16)))
 
 
 def _read(clip: Clip, name: str) -> Clip:
     samples = clip.load()
-    if len(samples) != clip.num_samples:
+    if len(samples) != clip.length:
         raise BadData(
             "FAC-A09",
             "a user's clip is not as long as its manifest says",
             f"row {name!r}",
-            f"{len(samples)} samples",
-            f"{clip.num_samples}",
+            f"{len(samples)} {'frames' if clip.hop_length else 'samples'}",
+            f"{clip.length}",
             "Make the manifest again from the audio.",
         )
-    return Clip(clip.num_samples, _Samples(samples))
+    return Clip(clip.num_samples, _Samples(samples), clip.hop_length)
 
 
 class _Samples:

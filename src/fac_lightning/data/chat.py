@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Literal
 
+from torch import nn
+
 from fac_lightning.data.augmentation import Augmentation, AugmentedPlanner, refuse_remembering
 from fac_lightning.data.distortions import Distortion
 from fac_lightning.data.intake.limits import IntakeLimits
@@ -17,7 +19,9 @@ from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packed_module import PackedDataModule
 from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import RowSource
-from fac_lightning.data.shards import open_source
+from fac_lightning.data.shards import ShardCorpus, open_source
+from fac_lightning.data.shards.features import refuse_other_encoder
+from fac_lightning.data.shards.open import holds_shards
 from fac_lightning.data.stream import FixedLines, LineStream, StreamPlace, fill, sample_rate
 from fac_lightning.replies import ReplyRule, reply_rule
 from fac_lightning.tokenizers.base import SpeechTokenizer
@@ -71,6 +75,8 @@ class SpeechChatDataModule(PackedDataModule):
         limits: What is accepted of manifests and audio, such as ``roots``; see ``IntakeLimits``.
         augment: What happens to the user's speech in training, drawn anew for every turn at every pass over the data;
             validation hears it as it was recorded.
+        features: Train on what the model's frozen encoder has said of the users' turns, kept in the shards by
+            ``fac data shard --features``; the encoder does not run. Validation then takes those of shards too.
     """
 
     batch_type = SpeechTextBatch
@@ -102,7 +108,11 @@ class SpeechChatDataModule(PackedDataModule):
         max_bad_share: float = 0.01,
         limits: IntakeLimits | None = None,
         augment: Distortion | None = None,
+        features: bool = False,
     ) -> None:
+        if features and augment is not None:
+            raise ValueError("augment changes sound and features were made of sound as recorded; take one of the two")
+        self.features = features
         self.sources = _named(train)
         super().__init__(
             text_tokenizer,
@@ -158,7 +168,16 @@ class SpeechChatDataModule(PackedDataModule):
         """
         if self.augment is not None and self.trainer is not None and self.trainer.lightning_module is not None:
             refuse_remembering(self.trainer.lightning_module)
+        if self.features and self.trainer is not None and self.trainer.lightning_module is not None:
+            self._check_encoder(self.trainer.lightning_module)
         return super().train_dataloader()
+
+    def _check_encoder(self, module: nn.Module) -> None:
+        """Hold the model's encoder against those that made the features."""
+        planners = [*self.train_planners.values(), *([self.val_planner] if self.val_planner is not None else [])]
+        for source in (planner.source for planner in planners):
+            if isinstance(source, ShardCorpus) and source.features_of is not None:
+                refuse_other_encoder(module, source.features_of)
 
     def val_dataloader(self) -> Any:
         """Loader of one pass over the validation lines."""
@@ -263,6 +282,7 @@ class SpeechChatDataModule(PackedDataModule):
             mode_schedule=self.mode_schedule,
             limits=self.limits,
             max_bad_share=self.tally.max_bad_share,
+            features=self.features and (own is not None or any(map(holds_shards, paths))),
         )
 
     def _check(self, planner: RowPlanner, paths: list[str], place: float) -> None:

@@ -35,7 +35,13 @@ class Clip:
     """A user's waveform that is read only when a packed line needs it."""
 
     num_samples: int  # at the geometry's sample rate
-    load: Callable[[], np.ndarray]  # (num_samples,) float32 in [-1, 1], or int16
+    load: Callable[[], np.ndarray]  # (num_samples,) float32 in [-1, 1], or int16; with a hop, features (T, D)
+    hop_length: int = 0  # samples per frame of what a frozen encoder has said of it; 0: samples, nothing was said
+
+    @property
+    def length(self) -> int:
+        """Samples, or frames, that ``load`` gives."""
+        return -(-self.num_samples // self.hop_length) if self.hop_length else self.num_samples
 
 
 class Cost(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fac_lightning.data.layout import Clip, Cost, Row
-from fac_lightning.types import SpeechTextBatch, Waveforms
+from fac_lightning.types import SpeechFeatures, SpeechTextBatch, Waveforms
 
 __all__ = ["Budget", "Packable", "collate_line", "line_of", "pack_lines", "share_totals"]
 
@@ -174,6 +174,7 @@ def line_of(row: Row, lengths: Sequence[int], ids: tuple[str, ...], capacity: in
         sample_rate: Hz of the clips; 0 where there is no speech.
     """
     sizes = np.array(lengths)
+    heard = _features(row.clips)
     return SpeechTextBatch(
         text_ids=torch.from_numpy(row.text_ids),
         text_mask=torch.from_numpy(row.text_mask),
@@ -185,13 +186,14 @@ def line_of(row: Row, lengths: Sequence[int], ids: tuple[str, ...], capacity: in
         speech_positions=torch.from_numpy(row.speech_positions),
         speech_labels=torch.from_numpy(row.speech_labels),
         reply_lengths=torch.from_numpy(row.reply_lengths),
-        audio=_waveforms(row.clips, sample_rate),
+        audio=_waveforms(row.clips if heard is None else (), sample_rate),
         feature_positions=torch.from_numpy(row.feature_positions),
         capacity=capacity,
         seconds=row.seconds,
         text_token_total=row.num_text_labels,
         speech_token_total=row.num_speech_labels,
         ids=ids,
+        heard=heard,
     )
 
 
@@ -206,6 +208,37 @@ def share_totals(lines: Sequence[SpeechTextBatch]) -> list[SpeechTextBatch]:
     """The lines of one optimizer step, each with the labelled tokens of all of them as its totals."""
     text, speech = sum(x.text_token_total for x in lines), sum(x.speech_token_total for x in lines)
     return [replace(x, text_token_total=text, speech_token_total=speech) for x in lines]
+
+
+def _features(clips: Sequence[Clip]) -> SpeechFeatures | None:
+    """What an encoder has said of the clips ``(A, T, D)``, right padded with zeros; None where they are samples.
+
+    A clip that could not be read has features of no width, and is zero.
+
+    Raises:
+        ValueError: Clips are of both kinds, or of several widths.
+    """
+    if not any(clip.hop_length for clip in clips):
+        return None
+    if not all(clip.hop_length for clip in clips):
+        raise ValueError(
+            "a line holds clips with features beside clips with samples; give all sources features "
+            "(fac data shard --features), or train from audio (data.features: false)"
+        )
+    loaded = [clip.load() for clip in clips]
+    widths = sorted({one.shape[1] for one in loaded if one.ndim == 2} - {0})
+    wrong = [i for i, one in enumerate(loaded) if one.ndim != 2 or len(one) != clips[i].length]
+    if wrong or len(widths) > 1:
+        told = (
+            f"widths {widths}" if not wrong else f"shape {loaded[wrong[0]].shape} for {clips[wrong[0]].length} frames"
+        )
+        raise ValueError(f"the features of a line do not go together: {told}")
+    lengths = torch.tensor([len(one) for one in loaded], dtype=torch.int64)
+    features = torch.zeros(len(loaded), int(lengths.max()), widths[0] if widths else 0)
+    for i, one in enumerate(loaded):
+        if one.shape[1]:
+            features[i, : len(one)] = torch.from_numpy(one.astype(np.float32))
+    return SpeechFeatures(features, lengths)
 
 
 def _waveforms(clips: Sequence[Clip], sample_rate: int) -> Waveforms:

@@ -20,7 +20,7 @@ from fac_lightning.losses import chunked_logprobs
 from fac_lightning.models.agreement import agree_on_codes, agree_on_parts, agree_on_rates
 from fac_lightning.models.unheard import EmbeddedLine, without_unheard
 from fac_lightning.tokenizers.base import SpeechTokenizer
-from fac_lightning.types import IGNORE, HeadOutput, SpeechGeometry, SpeechLMOutput, SpeechTextBatch
+from fac_lightning.types import IGNORE, HeadOutput, SpeechFeatures, SpeechGeometry, SpeechLMOutput, SpeechTextBatch
 
 __all__ = ["SpeechLM"]
 
@@ -164,7 +164,10 @@ class SpeechLM(nn.Module):
         """
         heard, kept = None, None
         if self.feature_adapter is not None or batch.feature_positions.numel():
-            heard, came_out = self._listen(batch.audio.audio, batch.audio.lengths)
+            if batch.heard is None:
+                heard, came_out = self._listen(batch.audio.audio, batch.audio.lengths)
+            else:
+                heard, came_out = self._adapt(self._given(batch.heard))
             self._fit(heard, batch.feature_positions)
             if came_out is not None:
                 heard = heard[came_out]
@@ -205,9 +208,30 @@ class SpeechLM(nn.Module):
             empty = self.backbone.output_weight.new_zeros(0, 0, self.feature_adapter.in_dim)
             positions = self.feature_adapter(empty, lengths)
             return positions.features.flatten(0, 1) + self._untouched_encoder(), None
-        features = self.encoder(audio, lengths)
+        return self._adapt(self.encoder(audio, lengths))
+
+    def _given(self, heard: SpeechFeatures) -> SpeechFeatures:
+        """Stored features in the type that the encoder would give them in."""
+        if self.encoder is None or self.feature_adapter is None:
+            raise ValueError("the batch holds features of user speech but the model has no encoder and feature_adapter")
+        features, width = heard.features, self.feature_adapter.in_dim
+        if features.shape[2] == 0:  # no clip of the line could be read
+            features = features.new_zeros(*features.shape[:2], width)
+        if features.shape[2] != width:
+            raise ValueError(
+                f"the batch holds features of width {features.shape[2]}, but the feature_adapter takes {width}; "
+                "write the shards anew with the model's encoder (fac data shard --features)"
+            )
+        if self.encoder.codebook_size is None:
+            weights = (weight.dtype for weight in self.encoder.parameters() if weight.is_floating_point())
+            features = features.to(next(weights, features.dtype))
+        return SpeechFeatures(features, heard.lengths)
+
+    def _adapt(self, features: SpeechFeatures) -> tuple[Tensor, Tensor | None]:
+        """Positions ``(F, D)`` of an encoder's frames, and at which of them something came out; None at all."""
+        assert self.feature_adapter is not None
         positions = self.feature_adapter(features.features, features.lengths)
-        steps = torch.arange(positions.features.shape[1], device=audio.device)
+        steps = torch.arange(positions.features.shape[1], device=positions.features.device)
         inside = steps < positions.lengths[:, None]
         return positions.features[inside], None if positions.present is None else positions.present[inside]
 

@@ -14,9 +14,10 @@ from fac_lightning.data.codes import tokenizer_fingerprint
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.shards.audio import LastRecording
+from fac_lightning.data.shards.features import FeaturesOf
 from fac_lightning.data.shards.folder import ShardFolder
 from fac_lightning.data.shards.items import ShardItems
-from fac_lightning.data.shards.records import CODES, RECORDING, CodesOf
+from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, CodesOf
 from fac_lightning.data.shards.shard import Shard
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.replies import ReplyRule
@@ -49,6 +50,7 @@ class ShardCorpus(RowSource):
         mode_schedule: How the weights change over the epochs; constant when None.
         window: Shards whose dialogues are shuffled together. Twice as many and two are kept open, and small ones beyond
             that, as lines that are still being packed reach back into them.
+        features: Take what a frozen encoder has said of the users' turns (``fac data shard --features``), not sound.
 
     Raises:
         BadData: Shards are not whole, or do not go together (``FAC-D11`` to ``FAC-D14``).
@@ -66,6 +68,7 @@ class ShardCorpus(RowSource):
         reply: ReplyRule | None = None,
         mode_schedule: ModeSchedule | None = None,
         window: int = 4,
+        features: bool = False,
     ) -> None:
         super().__init__(chat, geometry, modes, system_prompts, reply, mode_schedule)
         if window < 1:
@@ -76,6 +79,8 @@ class ShardCorpus(RowSource):
         if geometry is not None:
             check_rows(chat.tokenizer, geometry.vocab_size)
         self._codes_of: CodesOf | None = None
+        self.features = features
+        self.features_of: FeaturesOf | None = None
         self.folders = [ShardFolder(str(path)) for path in paths]
         for folder in self.folders:
             self._check(folder, tokenizer)
@@ -141,7 +146,8 @@ class ShardCorpus(RowSource):
         found = self._open.get(number)
         if found is None:
             shard = Shard(*self._places[number])
-            found = ShardItems(shard, self.geometry, self._hears, self._says, self._last)
+            hop_length = self.features_of.hop_length if self.features_of is not None else 0
+            found = ShardItems(shard, self.geometry, self._hears, self._says, self._last, hop_length)
             self._open[number] = found
             self._close_some()
         else:
@@ -155,14 +161,46 @@ class ShardCorpus(RowSource):
             _, closed = self._open.popitem(last=False)
             dialogues -= len(closed.shard)
 
+    def _check_features(self, folder: ShardFolder, geometry: SpeechGeometry) -> None:
+        """Refuse features that are missing where they are asked for, or are not those of one encoder of the model."""
+        of, fields = folder.features_of(), folder.shards[0].tars
+        if not self.features:
+            if of is not None and RECORDING not in fields:
+                raise ValueError(
+                    f"{folder.where} has features of {of.encoder} and no audio of the users: set data.features to true"
+                )
+            return
+        if of is None:
+            if RECORDING not in fields:
+                return  # nobody says anything
+            raise ValueError(
+                f"{folder.where} has no features and data.features asks for them: write them with "
+                "'fac data shard --features ENCODER', or set data.features to false"
+            )
+        if self.features_of is not None and of != self.features_of:
+            before = self.features_of
+            raise ValueError(
+                f"{folder.where} has features of {of.encoder} {of.fingerprints['float32']}, shards before it of "
+                f"{before.encoder} {before.fingerprints['float32']}; train on those of one encoder"
+            )
+        if of.sample_rate != geometry.sample_rate or geometry.samples_per_position % of.hop_length:
+            raise ValueError(
+                f"{folder.where} has features of {of.encoder}, {of.sample_rate} Hz, {of.hop_length} samples a frame; "
+                f"the model hears {geometry.sample_rate} Hz, {geometry.samples_per_position} samples a position"
+            )
+        self.features_of = of
+
     def _check(self, folder: ShardFolder, tokenizer: SpeechTokenizer | None) -> None:
         """Refuse a folder whose codes are not those that the model speaks."""
         fields = folder.shards[0].tars
-        if self.geometry is None and ((self._hears and RECORDING in fields) or (self._says and CODES in fields)):
+        heard = RECORDING in fields or FEATURES in fields
+        if self.geometry is None and ((self._hears and heard) or (self._says and CODES in fields)):
             raise ValueError(
                 f"{folder.where} has speech and the modes {', '.join(self.modes)} use it, but there is no geometry; "
                 "give SpeechLM.geometry, or use the mode T2T alone"
             )
+        if self._hears and self.geometry is not None:
+            self._check_features(folder, self.geometry)
         if not self._says or CODES not in fields:
             return
         of = folder.codes_of()

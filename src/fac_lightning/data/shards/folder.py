@@ -14,9 +14,10 @@ from typing import Any
 
 from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.intake.limits import IntakeLimits
+from fac_lightning.data.shards.features import FeaturesOf
 from fac_lightning.data.shards.index import FieldIndex, ShardIndex
 from fac_lightning.data.shards.names import SUMMARY, ShardFiles, find_shards
-from fac_lightning.data.shards.records import CodesOf
+from fac_lightning.data.shards.records import FEATURES, CodesOf
 from fac_lightning.data.shards.storage import LocalFolder, open_storage
 from fac_lightning.data.shards.tar import survey_tar
 
@@ -74,6 +75,18 @@ class ShardFolder:
             told = (record.get("custom") or {}).get("codes_of")
             if told:
                 return CodesOf(str(told["tokenizer"]), float(told["frame_rate"]))
+        return None
+
+    def features_of(self) -> FeaturesOf | None:
+        """The encoder of the features, where there are some."""
+        if FEATURES not in self.shards[0].tars:
+            return None
+        if self.summary is not None and self.summary.get("features_of"):
+            return FeaturesOf(**self.summary["features_of"])
+        for files in self.shards:
+            for record in self._records(files):
+                if told := (record.get("custom") or {}).get("features_of"):
+                    return FeaturesOf(**told)
         return None
 
     def lines(self, shard: int) -> list[str]:

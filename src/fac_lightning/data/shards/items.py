@@ -22,11 +22,19 @@ class ShardItems:
         hears: Whether users' turns have their sound.
         says: Whether the assistant's turns have their codes.
         last: Keeps the recording that was decoded last.
+        hop_length: Samples per frame of the stored features that stand for the users' sound; 0: their sound.
     """
 
     def __init__(
-        self, shard: Shard, geometry: SpeechGeometry | None, hears: bool, says: bool, last: LastRecording
+        self,
+        shard: Shard,
+        geometry: SpeechGeometry | None,
+        hears: bool,
+        says: bool,
+        last: LastRecording,
+        hop_length: int = 0,
     ) -> None:
+        self.hop_length = hop_length
         self.shard, self.geometry, self.hears, self.says, self.last = shard, geometry, hears, says, last
         self._sketches: list[CorpusItem | None] = [None] * len(shard)
         self._checked = False
@@ -77,15 +85,18 @@ class ShardItems:
         dialogue = self.shard.dialogue(row)
         turns: list[SpokenTurn] = []
         unwritten = False
+        heard = self.shard.features(row, dialogue, self.hop_length) if self.hop_length else {}
         for i, told in enumerate(dialogue.record["supervisions"]):
             span = dialogue.span(i)
             if told["speaker"] == "assistant":
                 codes = self._zeros(dialogue, i) if self.says else None
                 turns.append(SpokenTurn("assistant", told["text"], codes=codes, seconds=told["duration"]))
                 continue
-            unwritten |= span is not None and not told["text"].strip()
+            unwritten |= (span is not None or i in heard) and not told["text"].strip()
             clip = None
-            if span is not None and self.hears and self.geometry is not None:
+            if i in heard and self.hears:
+                clip = Clip(*heard[i], self.hop_length)
+            elif span is not None and self.hears and self.geometry is not None:
                 audio = TurnAudio(*span, self.geometry.sample_rate, self.last)
                 clip = Clip(audio.num_samples, audio)
             turns.append(SpokenTurn("user", told["text"], clip=clip))

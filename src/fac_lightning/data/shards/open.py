@@ -34,6 +34,7 @@ def open_source(
     mode_schedule: ModeSchedule | None = None,
     limits: IntakeLimits | None = None,
     max_bad_share: float = 0.01,
+    features: bool = False,
 ) -> RowSource:
     """The dialogues that paths name, all of one kind: a ``ShardCorpus`` of shards, else a ``Corpus``.
 
@@ -50,6 +51,7 @@ def open_source(
         mode_schedule: How the weights change.
         limits: What a ``Corpus`` accepts.
         max_bad_share: Of the dialogues of a ``Corpus``.
+        features: Take the encoder's features that shards hold, and no sound.
 
     Raises:
         FileNotFoundError: A pattern fits nothing.
@@ -57,6 +59,12 @@ def open_source(
     """
     found = expand_paths(paths)
     shards = [path for path in found if holds_shards(path)]
+    if features and len(shards) < len(found):
+        other = next(path for path in found if path not in shards)
+        raise ValueError(
+            f"{other} holds no shards and data.features asks for features: write them with 'fac data shard --features "
+            "ENCODER', or set data.features to false"
+        )
     if not shards:
         rest = (system_prompts, reply, cache_audio, progress, mode_schedule, limits, max_bad_share)
         return Corpus(found, chat, geometry, tokenizer, modes, *rest)
@@ -66,7 +74,9 @@ def open_source(
             f"{shards[0]} holds shards and {other} does not: one source is of one kind. Write shards of both "
             "(fac data shard), or name them as sources of their own"
         )
-    return ShardCorpus(shards, chat, geometry, tokenizer, modes, system_prompts, reply, mode_schedule)
+    return ShardCorpus(
+        shards, chat, geometry, tokenizer, modes, system_prompts, reply, mode_schedule, features=features
+    )
 
 
 def holds_shards(path: str | Path) -> bool:

@@ -2,7 +2,8 @@
 
 Beside what lhotse wants, a supervision has ``code_frames``, the frames of the dialogue's code grid that are its own
 (those of all turns follow one another), and the dialogue has ``codes_of``, the name and rate of their tokenizer. A
-turn with ``code_frames`` that is not ``spoken`` came as codes, without audio.
+turn with ``code_frames`` that is not ``spoken`` came as codes, without audio. Where an encoder has heard the user, a
+turn has ``feature_samples``, its samples at the encoder's rate, and the dialogue has ``features_of``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,19 @@ import numpy as np
 
 from fac_lightning.data.intake.cases import bad_data
 
-__all__ = ["CODES", "RECORDING", "REPLIES", "CodesOf", "array_placeholder", "audio_placeholder", "shard_record"]
+__all__ = [
+    "CODES",
+    "FEATURES",
+    "RECORDING",
+    "REPLIES",
+    "CodesOf",
+    "array_placeholder",
+    "audio_placeholder",
+    "shard_record",
+]
 
 RECORDING, REPLIES, CODES = "recording", "target_audio", "codes"
+FEATURES = "user_features"  # lhotse's cuts have features of their own, of another kind
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ def shard_record(
     audio: Mapping[str, Mapping[str, Any]],
     codes: Mapping[int, np.ndarray],
     codes_of: CodesOf | None,
+    heard: Mapping[int, tuple[np.ndarray, int]] | None = None,
+    features_of: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The line of a cut in the manifest of a shard, as JSON values.
 
@@ -65,13 +78,17 @@ def shard_record(
         audio: Placeholder by field; sides without one have no audio in the shard.
         codes: Codes ``(T, Q)`` by turn.
         codes_of: Whose they are.
+        heard: Features ``(T, C)`` by turn, and its samples at the encoder's rate.
+        features_of: Whose they are.
 
     Raises:
         BadData: The id cannot be the name of a file in a tar.
     """
     check_id(cut.id)
     record: dict[str, Any] = cut.to_dict()
-    custom = {k: v for k, v in (record.get("custom") or {}).items() if k not in (REPLIES, CODES)}
+    custom = {
+        k: v for k, v in (record.get("custom") or {}).items() if k not in (REPLIES, CODES, FEATURES, "features_of")
+    }
     record["recording"] = audio.get(RECORDING)
     record["start"] = 0.0
     if RECORDING in audio:
@@ -85,8 +102,15 @@ def shard_record(
     if codes and codes_of is not None:
         custom[CODES] = array_placeholder((sum(map(len, codes.values())), next(iter(codes.values())).shape[1]))
         custom["codes_of"] = {"tokenizer": codes_of.tokenizer, "frame_rate": codes_of.frame_rate}
+    heard = heard or {}
+    if heard:
+        shapes = [features.shape for features, _ in heard.values()]
+        custom[FEATURES] = array_placeholder((sum(frames for frames, _ in shapes), shapes[0][1]))
+        custom["features_of"] = dict(features_of or {})
     for i, supervision in enumerate(record["supervisions"]):
-        own = {k: v for k, v in (supervision.get("custom") or {}).items() if k != CODES}
+        own = {k: v for k, v in (supervision.get("custom") or {}).items() if k not in (CODES, "feature_samples")}
+        if i in heard:
+            own["feature_samples"] = heard[i][1]
         if i in codes:
             own["code_frames"] = len(codes[i])
         supervision["custom"] = own

@@ -10,9 +10,10 @@ import numpy as np
 
 from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.shards.audio import Sound
+from fac_lightning.data.shards.features import TurnFeatures
 from fac_lightning.data.shards.folder import ShardFolder, parse_line
 from fac_lightning.data.shards.index import FieldIndex
-from fac_lightning.data.shards.records import CODES, RECORDING, REPLIES
+from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, REPLIES
 from fac_lightning.data.shards.storage import Storage
 
 __all__ = ["Shard", "StoredDialogue", "read_codes"]
@@ -87,6 +88,29 @@ class Shard:
             self._codes = read_codes(self.storage, self.files.tars[CODES], self.index.fields[CODES])
         codes: np.ndarray = self._codes
         return codes[self._code_ends[row - 1] if row else 0 : self._code_ends[row]]
+
+    def features(self, row: int, dialogue: StoredDialogue, hop_length: int) -> dict[int, tuple[int, TurnFeatures]]:
+        """Samples at the encoder's rate, and where its features are, by turn; nothing is read.
+
+        Raises:
+            BadData: The tar has others than the turns say.
+        """
+        field = self.index.fields.get(FEATURES)
+        found: dict[int, tuple[int, TurnFeatures]] = {}
+        if field is None or not field.dtype:
+            return found
+        width, at = np.dtype(field.dtype).itemsize * max(1, field.columns), 0
+        for i, turn in enumerate(dialogue.record["supervisions"]):
+            if (samples := (turn.get("custom") or {}).get("feature_samples")) is not None:
+                frames = -(-int(samples) // hop_length)
+                place = (self.files.tars[FEATURES], field.offsets[row] + at * width)
+                found[i] = int(samples), TurnFeatures(self.storage, *place, frames, field.columns, field.dtype)
+                at += frames
+        if at * width != max(0, field.sizes[row]):
+            told = f"{max(0, field.sizes[row])} bytes of features where its turns have {at} frames (feature_samples)"
+            where = f"{self.where}, dialogue {dialogue.id!r}"
+            raise bad_data("FAC-D14", where, told, "as many", what="features that do not go with their turns")
+        return found
 
     def largest_code(self) -> int:
         """Of all codes of the shard."""

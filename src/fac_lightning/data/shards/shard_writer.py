@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from fac_lightning.data.audio import Span, read_span
 from fac_lightning.data.dialogue import turn_span
 from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.shards.audio import to_int16
+from fac_lightning.data.shards.features import FeatureMaker, FeaturesOf
 from fac_lightning.data.shards.index import FieldIndex, ShardIndex
 from fac_lightning.data.shards.names import draft_name, index_name, manifest_name, tar_name
 from fac_lightning.data.shards.records import (
     CODES,
+    FEATURES,
     RECORDING,
     REPLIES,
     CodesOf,
@@ -61,6 +63,7 @@ class ShardWriter:
     audio: str | None  # a key of AUDIO_FORMATS; None keeps no audio
     codes_of: CodesOf | None
     skip_bad: bool = False
+    features: FeatureMaker | None = None  # None keeps none
 
     def __call__(self, task: ShardTask) -> ShardIndex:
         """Write a shard, or take the one that is there and whole.
@@ -89,7 +92,7 @@ class ShardWriter:
         left_out: list[dict[str, str]] = []
         with ExitStack() as opened:
             tars = {name: opened.enter_context(TarField(draft)) for name, draft in drafts.items()}
-            shard = _Shard(tars, self.audio, self.codes_of, dtype)
+            shard = _Shard(tars, self.audio, self.codes_of, dtype, self.features)
             for cut in task.cuts:
                 turns = [i for i in range(len(cut.supervisions)) if (cut.id, i) in task.codes]
                 try:
@@ -100,7 +103,10 @@ class ShardWriter:
                     if not self.skip_bad:
                         raise
                     left_out.append({"id": cut.id, "reason": str(error)})
-            fields = {name: tar.finish(*((dtype, columns) if name == CODES else ())) for name, tar in tars.items()}
+            kinds = {CODES: (dtype, columns)}
+            if self.features is not None:
+                kinds[FEATURES] = (self.features.dtype, self.features.encoder.dim)
+            fields = {name: tar.finish(*kinds.get(name, ())) for name, tar in tars.items()}
         return self._publish(task.number, fields, shard, left_out)
 
     def _publish(
@@ -131,8 +137,16 @@ class ShardWriter:
 class _Shard:
     """Lines of the manifest and members of the tars, dialogue by dialogue."""
 
-    def __init__(self, tars: Mapping[str, TarField], audio: str | None, codes_of: CodesOf | None, dtype: str) -> None:
-        self.tars, self.audio, self.codes_of, self.dtype = tars, audio, codes_of, dtype
+    def __init__(
+        self,
+        tars: Mapping[str, TarField],
+        audio: str | None,
+        codes_of: CodesOf | None,
+        dtype: str,
+        features: FeatureMaker | None = None,
+    ) -> None:
+        self.tars, self.audio, self.codes_of, self.dtype, self.features = tars, audio, codes_of, dtype, features
+        self.features_of = None if features is None else asdict(FeaturesOf.of(features.encoder))
         self.lines: list[str] = []
         self.counts: dict[str, float] = dict.fromkeys(
             ("turns", "user_seconds", "assistant_seconds", "code_frames", "clipped_samples"), 0
@@ -141,18 +155,28 @@ class _Shard:
     def add(self, cut: Any, codes: Mapping[int, np.ndarray]) -> None:
         """Append a dialogue; what is wrong is told before anything is written."""
         members: dict[str, tuple[str, bytes, dict[str, Any], int]] = {}
+        heard: dict[int, tuple[np.ndarray, int]] = {}
         clipped = 0
         for name, span in _sides(cut).items():
+            hears = name == RECORDING and self.features is not None
+            if self.audio is None and not hears:
+                continue
+            samples = read_span(span)
+            clipped += int((np.abs(samples) > 1.0).sum())
+            whole = to_int16(samples)
+            _check_turns(cut, name, len(whole))
+            rate = span.recording.sampling_rate
+            if hears:
+                heard = self._hear(cut, whole, rate)
             if self.audio is not None:
-                samples = read_span(span)
-                clipped += int((np.abs(samples) > 1.0).sum())
-                whole = to_int16(samples)
-                _check_turns(cut, name, len(whole))
-                rate = span.recording.sampling_rate
                 told = audio_placeholder(span.recording.id, rate, len(whole))
                 members[name] = (self.audio, encode_audio(whole, rate, self.audio), told, 0)
         placeholders = {name: told for name, (_, _, told, _) in members.items()}
-        record = shard_record(cut, placeholders, codes, self.codes_of)
+        record = shard_record(cut, placeholders, codes, self.codes_of, heard, self.features_of)
+        if heard:
+            frames = np.concatenate([features for features, _ in heard.values()])
+            data = npy_bytes(frames)
+            members[FEATURES] = ("npy", data, array_placeholder(frames.shape), len(data) - frames.nbytes)
         if codes:
             grid = np.concatenate([codes[i] for i in sorted(codes)]).astype(self.dtype)
             data = npy_bytes(grid)
@@ -166,6 +190,16 @@ class _Shard:
                 tar.skip(cut.id)
         self.lines.append(line)
         self._count(cut, codes, clipped)
+
+    def _hear(self, cut: Any, whole: np.ndarray, rate: int) -> dict[int, tuple[np.ndarray, int]]:
+        """Features of each spoken turn of the user, and its samples at the encoder's rate."""
+        assert self.features is not None
+        heard = {}
+        for i, supervision in enumerate(cut.supervisions):
+            if supervision.speaker == "user" and turn_span(cut, i) is not None:
+                first, count = round(supervision.start * rate), round(supervision.duration * rate)
+                heard[i] = self.features(whole[first : first + count], rate)
+        return heard
 
     def _count(self, cut: Any, codes: Mapping[int, np.ndarray], clipped: int) -> None:
         self.counts["turns"] += len(cut.supervisions)

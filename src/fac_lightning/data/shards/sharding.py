@@ -19,11 +19,13 @@ from fac_lightning.data.clip_codes import code_spans
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.dialogue import check_turn, load_turn_codes, read_cuts, turn_span
 from fac_lightning.data.manifest import manifest_path
+from fac_lightning.data.shards.features import FeatureMaker, FeaturesOf, encoder_fingerprint
 from fac_lightning.data.shards.index import ShardIndex
 from fac_lightning.data.shards.names import SUMMARY, draft_name
-from fac_lightning.data.shards.records import CODES, RECORDING, REPLIES, CodesOf
+from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, REPLIES, CodesOf
 from fac_lightning.data.shards.shard_writer import AUDIO_FORMATS, ShardTask, ShardWriter
 from fac_lightning.data.workers import WorkerPool
+from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.tokenizers.base import SpeechTokenizer
 
 __all__ = ["DialogueSharding"]
@@ -50,6 +52,9 @@ class DialogueSharding:
         codes: Makes the tokenizer whose codes the replies get, here and in each worker; in a recipe a node with
             ``_partial_: true``. Codes are taken from beside the manifest where ``fac tokenize`` has put them, and put
             there where they are missing. None keeps only codes that come with turns.
+        features: Makes the frozen encoder whose features of the users' turns are kept, for training that does not run
+            it (``data.features``); None keeps none. With them ``audio`` may be None and the user is still heard.
+        feature_dtype: ``float16``, or ``float32``, which keeps them exactly.
         num_workers: Processes; 0 works in this one.
         skip_bad: Leave out dialogues that cannot be stored and list them in the summary; else the first ends the job.
     """
@@ -63,7 +68,10 @@ class DialogueSharding:
         codes: Callable[[], SpeechTokenizer] | None = None,
         num_workers: int = 0,
         skip_bad: bool = False,
+        features: Callable[[], SpeechEncoder] | None = None,
+        feature_dtype: str = "float16",
     ) -> None:
+        self.features = None if features is None else FeatureMaker(features, feature_dtype)
         if audio is not None and audio not in AUDIO_FORMATS:
             raise ValueError(f"audio must be one of {', '.join(AUDIO_FORMATS)} or none, got {audio!r}")
         if num_workers < 0:
@@ -89,6 +97,8 @@ class DialogueSharding:
             "codes": plan.codes_of.fingerprint or plan.codes_of.tokenizer if plan.codes_of else None,
             "skip_bad": self.skip_bad,
         }
+        if self.features is not None:
+            settings["features"] = f"{encoder_fingerprint(self.features.encoder)} {self.features.dtype}"
         if (done := _begun(self.out, settings)) and done.get("finished"):
             return done
         if tokenizer is None and self.audio is None:
@@ -99,10 +109,13 @@ class DialogueSharding:
         if tokenizer is not None and self.codes is not None:
             made, bad = self._make_codes(tokenizer, plan)
             codes = codes | made
-        writer = ShardWriter(self.out, plan.fields(self.audio, bool(codes)), self.audio, plan.codes_of, self.skip_bad)
+        fields = plan.fields(self.audio, bool(codes), self.features is not None)
+        writer = ShardWriter(self.out, fields, self.audio, plan.codes_of, self.skip_bad, self.features)
         with WorkerPool(partial(_give, writer), self.num_workers) as pool:
             shards = list(_track(pool.map(self._tasks(plan, codes, bad)), len(plan.rows)))
         summary = {"settings": settings, "finished": True, **_counted(shards, plan.codes_of)}
+        if self.features is not None and FEATURES in fields:
+            summary["features_of"] = asdict(FeaturesOf.of(self.features.encoder))
         self._write_summary(summary)
         return summary
 
@@ -215,10 +228,11 @@ class _Plan:
                 f"{turn} of dialogue {name!r}: name a tokenizer with --codes, or keep audio"
             )
 
-    def fields(self, audio: str | None, codes: bool) -> tuple[str, ...]:
+    def fields(self, audio: str | None, codes: bool, features: bool = False) -> tuple[str, ...]:
         """Tars of every shard."""
         sides = [name for name in (RECORDING, REPLIES) if name in self.sides and audio is not None]
-        return (*sides, *([CODES] if codes else []))
+        heard = [FEATURES] if features and RECORDING in self.sides else []
+        return (*sides, *([CODES] if codes else []), *heard)
 
 
 def _give(writer: ShardWriter, number: int) -> ShardWriter:
