@@ -218,6 +218,8 @@ class ChatFormat:
 
         Every text and every newline is encoded by itself, so that a text has the tokens that it has elsewhere.
         """
+        if not mode.chains:
+            return []
         lines = [" ".join(transcript.split())] if mode.transcribes else []
         lines += [answer] if mode.drafts else []
         return [token for line in lines for part in (line, "\n") for token in self.encode(part)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,6 +30,23 @@ class CachedChatFormat(ChatFormat):
                 cache.clear()
             ids = cache[text] = super().encode(text)
         return ids
+
+    def user_open(self) -> list[int]:
+        """What precedes the user's content; do not change the list."""
+        return self._marks[0]
+
+    def assistant_open(self) -> list[int]:
+        """What precedes the assistant's content; do not change the list."""
+        return self._marks[1]
+
+    def close(self) -> list[int]:
+        """What follows a turn's content; do not change the list."""
+        return self._marks[2]
+
+    @cached_property
+    def _marks(self) -> tuple[list[int], list[int], list[int]]:
+        """What every turn asks for, by no look-up of a text."""
+        return super().user_open(), super().assistant_open(), super().close()
 
 
 class TextTokenizerTraining:
