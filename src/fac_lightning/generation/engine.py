@@ -17,7 +17,7 @@ from fac_lightning.backbones.base import Backbone
 from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
 from fac_lightning.generation.conversation import Conversation
 from fac_lightning.generation.engine_session import EngineSession
-from fac_lightning.generation.fixed_step import FixedStep
+from fac_lightning.generation.fixed_positions import FixedPositions
 from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.position import Positions
@@ -60,7 +60,11 @@ class SpeechEngine:
         pack_weights: On a CPU, keep a second copy of the linear layers in the layout of oneDNN's kernels. Steps of many
             replies are faster, for as much memory again as the weights take. Only for float32; elsewhere nothing is
             packed.
-        cuda_graph: On a GPU, capture the backbone's step as one CUDA graph; see ``FixedStep``. Not run on a GPU so far.
+        cuda_graph: On a GPU, capture a position as one CUDA graph: backbone, head, sampling and the next embedding. It
+            is captured for every set of samplings under way, and anew when room grows. Not run on a GPU so far.
+        compile_step: Compile the same with ``torch.compile``, for every set of samplings and room; weights are then not
+            packed. A step of fixed shapes goes over all slots and all positions that have room.
+        compile_backend: Of ``torch.compile``.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class SpeechEngine:
         system_prompts: dict[str, str] | None = None,
         pack_weights: bool = True,
         cuda_graph: bool = False,
+        compile_step: bool = False,
+        compile_backend: str = "inductor",
     ) -> None:
         unknown = sorted(set(system_prompts or ()) - set(MODES))
         if unknown:
@@ -90,10 +96,14 @@ class SpeechEngine:
             raise ValueError(
                 f"cuda_graph needs a model on a CUDA device, and it is on {self.slots.device}; move it first"
             )
-        self._fixed = FixedStep(model.backbone, self.slots, capture=True) if cuda_graph else None
-        self._positions = Positions(model, chat, reply or FrameEnd(), num_slots)
+        reply = reply or FrameEnd()
+        if cuda_graph or compile_step:
+            backend = compile_backend if compile_step else None
+            self._positions: Positions = FixedPositions(model, chat, reply, self.slots, cuda_graph, backend)
+        else:
+            self._positions = Positions(model, chat, reply, num_slots)
         self._prefixes = Prefixes(model, chat, self.slots)
-        self._linears = PackedLinears(model, pack_weights)
+        self._linears = PackedLinears(model, pack_weights and not compile_step)
         self._waiting: deque[SpeechRequest] = deque()
         self._rows: list[SpeechRequest] = []  # by row of the slots
 
@@ -152,7 +162,7 @@ class SpeechEngine:
         """
         with evaluating(self.model), torch.inference_mode(), self._linears:
             if self._rows:
-                self._positions.advance(self._advance)
+                self._positions.advance(self._rows, self._advance)
             for _ in range(min(self._free, len(self._waiting))):
                 self._admit(self._waiting.popleft())
             if not self._rows:
@@ -247,8 +257,6 @@ class SpeechEngine:
         return self.num_slots - len(self._rows)
 
     def _advance(self, embeds: Tensor) -> Tensor:
-        if self._fixed is not None:
-            return self._fixed(embeds)
         return self.model.backbone.step_slots(embeds, self.slots)
 
     def _admit(self, request: SpeechRequest) -> None:
