@@ -525,11 +525,19 @@ def test_a_compiled_step_is_the_plain_one(chat):
     model = tiny_speech_lm(VOCAB, group_size=2, codebook_size=12, head=RefinedHead(16, 2, 12, 1, 16, 1, 2), seed=3)
     model.eval().backbone = Opening(model.backbone)
     turns = [UserTurn("hey " * i) for i in range(3)]
-    for decoding in (Decoding(max_positions=7), Decoding(LIVELY, LIVELY, 7, seed=5)):
-        engine = SpeechEngine(model, chat, num_slots=2, compile_step=True, compile_backend="aot_eager")
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for decoding in (Decoding(max_positions=7), Decoding(LIVELY, FUSSY, 7, seed=5)):
+        engine = SpeechEngine(model, chat, num_slots=2, compile_step=True, compile_backend=keep)
         plain = SpeechEngine(model, chat, num_slots=2)
         pairs = zip(engine.generate(turns, "T2M", decoding), plain.generate(turns, "T2M", decoding), strict=True)
         assert all(same(one, other) for one, other in pairs)
+    assert 2 <= len(graphs) <= 4, "of each sampling a whole graph, and one for when none speaks"
 
 
 def test_steps_of_fixed_shapes_are_refused_where_there_are_none(model, chat):

@@ -6,9 +6,10 @@ Legend: R replies under way, L positions of a prompt, D width, N rows that speak
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class SpeechEngine:
         pack_weights: bool = True,
         cuda_graph: bool = False,
         compile_step: bool = False,
-        compile_backend: str = "inductor",
+        compile_backend: str | Callable[..., Any] = "inductor",
     ) -> None:
         unknown = sorted(set(system_prompts or ()) - set(MODES))
         if unknown:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fac_lightning.generation.fixed_step import FixedStep, StepInputs, StepKind
+from fac_lightning.generation.fixed_step import FixedStep, StepInputs, StepKind, StepOutputs
 from fac_lightning.generation.position import Positions, Said
 from fac_lightning.generation.requests import SpeechRequest
 from fac_lightning.generation.sampling import Sampling
@@ -46,7 +47,7 @@ class FixedPositions(Positions):
         reply: ReplyRule,
         slots: SlotCache,
         capture: bool = False,
-        compile_backend: str | None = None,
+        compile_backend: str | Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(model, chat, reply, slots.num_slots)
         if model.head is not None and not hasattr(self._voices, "fixed_at"):
@@ -114,7 +115,7 @@ class FixedPositions(Positions):
                 seen_codes=self._inputs.seen_codes if kind.sees_codes else None,
             ),
         )
-        out = self.fixed(kind, inputs)
+        out = self._run(kind, inputs)
         count, voices = len(rows), len(self._speakers)
         self._slots.advance([request.hidden is None for request in rows])
         self._text, self._pending = out.text[:count].clone(), out.pending[:count].clone()
@@ -141,6 +142,17 @@ class FixedPositions(Positions):
         self._write(rows, out.token[:count], said)
         for request in rows:
             request.hidden = None
+
+    def _run(self, kind: StepKind, inputs: StepInputs) -> StepOutputs:
+        """The step, which finds in the head's state what it puts there: a compilation would take rows for a change."""
+        voices = self._voices
+        if voices is None or not voices.slots:
+            return self.fixed(kind, inputs)
+        kept, voices.previous = voices.previous, inputs.previous
+        try:
+            return self.fixed(kind, inputs)
+        finally:
+            voices.previous = kept
 
     def _fill(self, kind: StepKind, rows: list[SpeechRequest], due: list[bool], speaks: list[bool]) -> None:
         """Write what the step reads; of slots that are not in use it stays as it was."""

@@ -126,7 +126,7 @@ class FixedStep:
         text_rules: TextRules,
         code_rules: CodeRules | None,
         capture: bool = False,
-        compile_backend: str | None = None,
+        compile_backend: str | Callable[..., Any] | None = None,
     ) -> None:
         self.model, self.chat, self.reply, self.slots, self.voices = model, chat, reply, slots, voices
         self.text_rules, self.code_rules, self.capture = text_rules, code_rules, capture

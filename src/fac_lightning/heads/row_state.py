@@ -48,16 +48,17 @@ class RowState:
     def fixed_at(self, previous: Tensor, places: Sequence[Tensor]) -> Iterator[None]:
         """Inside, ``step`` goes over all slots, which said ``previous`` ``(S, ...)`` last, with fixed shapes.
 
-        ``places`` ``(S, 1)`` of each cache are where they are. See ``SlotCache.fixed_at``; ``advance`` counts.
+        ``places`` ``(S, 1)`` of each cache are where they are. See ``SlotCache.fixed_at``. Afterwards ``previous`` is
+        what was given, and ``advance`` counts the rows in use again.
         """
-        kept, self.previous = self.previous, previous
+        self.previous = previous
         try:
             with ExitStack() as stack:
                 for cache, positions in zip(self.slots, places, strict=True):
                     stack.enter_context(cache.fixed_at(positions))
                 yield
         finally:
-            self.previous = kept
+            self.previous = previous
 
     def advance(self, previous: Tensor) -> None:
         """Count a fixed step, behind which rows in use said ``previous`` ``(R, ...)`` last."""
