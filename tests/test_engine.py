@@ -540,6 +540,24 @@ def test_a_compiled_step_is_the_plain_one(chat):
     assert 2 <= len(graphs) <= 4, "of each sampling a whole graph, and one for when none speaks"
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_composed_codes_say_what_the_adapter_says(chat, fixed):
+    model = tiny_speech_lm(VOCAB, codebook_size=12, seed=2).eval()
+    asked = jobs(5, ("S2M", "T2M", "T2T"), seed=2, longest=12)
+    engine = SpeechEngine(model, chat, num_slots=3, compose=True)
+    if fixed:
+        engine._positions = FixedPositions(model, chat, FrameEnd(), engine.slots, engine._positions.codes)
+    plain = drain(SpeechEngine(model, chat, num_slots=3), asked, [1, 2])
+
+    def empty(codes):
+        assert len(codes) == 0, "the adapter itself is asked for prompts alone, which hold no codes"
+        return torch.zeros(0, 16)
+
+    model.code_adapter.forward = empty
+    pairs = zip(plain, drain(engine, asked, [1, 2]), strict=True)
+    assert all(same(one.reply, other.reply) for one, other in pairs)
+
+
 def test_steps_of_fixed_shapes_are_refused_where_there_are_none(model, chat):
     with pytest.raises(ValueError, match="cuda_graph needs a model on a CUDA device, and it is on cpu; move it first"):
         SpeechEngine(model, chat, cuda_graph=True)

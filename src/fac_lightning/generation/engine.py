@@ -36,6 +36,9 @@ from fac_lightning.types import to_device
 
 __all__ = ["SpeechEngine"]
 
+#: Bytes of composed tables that are made.
+MOST_COMPOSED = 2**30
+
 
 class SpeechEngine:
     """Talk with many at once over one model (continuous batching).
@@ -66,6 +69,9 @@ class SpeechEngine:
         compile_step: Compile the same with ``torch.compile``, for every set of samplings and room; weights are then not
             packed. A step of fixed shapes goes over all slots and all positions that have room.
         compile_backend: Of ``torch.compile``.
+        compose: Look codes up in tables that are multiplied with the code adapter's projection already, k x Q rows of
+            the backbone's width for every code (``ComposedCodes``, at most 1 GiB). Sums come in another order, so that
+            a reply may differ from a single run where two tokens are as likely but for rounding. Off, it does not.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class SpeechEngine:
         cuda_graph: bool = False,
         compile_step: bool = False,
         compile_backend: str | Callable[..., Any] = "inductor",
+        compose: bool = False,
     ) -> None:
         unknown = sorted(set(system_prompts or ()) - set(MODES))
         if unknown:
@@ -98,11 +105,12 @@ class SpeechEngine:
                 f"cuda_graph needs a model on a CUDA device, and it is on {self.slots.device}; move it first"
             )
         reply = reply or FrameEnd()
+        codes = model.code_adapter.compose(MOST_COMPOSED) if compose and model.code_adapter is not None else None
         if cuda_graph or compile_step:
             backend = compile_backend if compile_step else None
-            self._positions: Positions = FixedPositions(model, chat, reply, self.slots, cuda_graph, backend)
+            self._positions: Positions = FixedPositions(model, chat, reply, self.slots, codes, cuda_graph, backend)
         else:
-            self._positions = Positions(model, chat, reply, num_slots)
+            self._positions = Positions(model, chat, reply, num_slots, codes)
         self._prefixes = Prefixes(model, chat, self.slots)
         self._linears = PackedLinears(model, pack_weights and not compile_step)
         self._waiting: deque[SpeechRequest] = deque()
@@ -219,7 +227,7 @@ class SpeechEngine:
         return [replace(reply, audio=clip, sample_rate=rate) for reply, clip in zip(replies, clips, strict=True)]
 
     def forget_prefixes(self) -> None:
-        """Read system prompts anew from now on; for a model whose weights have changed."""
+        """Read system prompts anew from now on; for a model whose weights have changed, if nothing is composed."""
         self._prefixes.forget()
 
     def _single(self, turn: UserTurn, mode: str, decoding: Decoding) -> SpeechRequest:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fac_lightning.generation.fixed_step import FixedStep, StepInputs, StepKind, StepOutputs
 from fac_lightning.generation.position import Positions, Said
@@ -33,6 +33,7 @@ class FixedPositions(Positions):
         chat: Token ids of the marks.
         reply: How spoken replies lie, as in training.
         slots: What the backbone has seen.
+        codes: Embeds groups in place of the code adapter.
         capture: Capture the step as a CUDA graph.
         compile_backend: What ``torch.compile`` compiles it with; None does not.
 
@@ -46,10 +47,11 @@ class FixedPositions(Positions):
         chat: ChatFormat,
         reply: ReplyRule,
         slots: SlotCache,
+        codes: nn.Module | None = None,
         capture: bool = False,
         compile_backend: str | Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(model, chat, reply, slots.num_slots)
+        super().__init__(model, chat, reply, slots.num_slots, codes)
         if model.head is not None and not hasattr(self._voices, "fixed_at"):
             raise ValueError(
                 "cuda_graph and compile_step need a head whose rows step together with fixed shapes, and "
@@ -57,7 +59,7 @@ class FixedPositions(Positions):
             )
         self._slots = slots
         self.fixed = FixedStep(
-            model, chat, reply, slots, self._voices, self._text_rules, self._code_rules, capture, compile_backend
+            model, chat, reply, slots, self._voices, self._text_rules, self._code_rules, codes, capture, compile_backend
         )
         size, device = slots.num_slots, self.device
         books = self.group[1]

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fac_lightning.generation.picking import CodePicker, CodeRules, TextRules, pick_kinds
 from fac_lightning.generation.sampling import Sampling
@@ -112,6 +112,7 @@ class FixedStep:
         voices: Rows of the head, what its ``new_slots`` gave; None without a head.
         text_rules: Which text tokens are out of place.
         code_rules: Which codes are; None without a head.
+        codes: Embeds groups in place of the code adapter.
         capture: As a CUDA graph.
         compile_backend: What ``torch.compile`` is given; None compiles nothing.
     """
@@ -125,12 +126,13 @@ class FixedStep:
         voices: Any,
         text_rules: TextRules,
         code_rules: CodeRules | None,
+        codes: nn.Module | None = None,
         capture: bool = False,
         compile_backend: str | Callable[..., Any] | None = None,
     ) -> None:
         self.model, self.chat, self.reply, self.slots, self.voices = model, chat, reply, slots, voices
         self.text_rules, self.code_rules, self.capture = text_rules, code_rules, capture
-        self.compile_backend = compile_backend
+        self.codes, self.compile_backend = codes, compile_backend
         geometry, device = model.geometry, slots.device
         shape, size = (geometry.group_size, geometry.num_codebooks), geometry.codebook_size
         self._lead, self._silence = (torch.full(shape, c, device=device) for c in (bos_code(size), pad_code(size)))
@@ -173,7 +175,7 @@ class FixedStep:
                     token, present = token.masked_fill(closed, self.chat.audio_eos), present & ~closed
         text = model.backbone.embed(token)
         return StepOutputs(
-            pending=join(model, text, group, present),
+            pending=join(model, text, group, present, self.codes),
             text=text,
             token=token,
             previous=previous,

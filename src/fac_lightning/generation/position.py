@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fac_lightning.generation.picking import CodePicker, CodeRules, TextRules, pick_rows
 from fac_lightning.generation.requests import SpeechRequest
@@ -31,10 +31,13 @@ class Positions:
         chat: Token ids of the marks.
         reply: How spoken replies lie, as in training.
         num_slots: Most rows.
+        codes: Embeds groups in place of the code adapter.
     """
 
-    def __init__(self, model: SpeechLM, chat: ChatFormat, reply: ReplyRule, num_slots: int) -> None:
-        self.model, self.chat, self.reply = model, chat, reply
+    def __init__(
+        self, model: SpeechLM, chat: ChatFormat, reply: ReplyRule, num_slots: int, codes: nn.Module | None = None
+    ) -> None:
+        self.model, self.chat, self.reply, self.codes = model, chat, reply, codes
         weight = model.backbone.output_weight
         self.device = weight.device
         self._text_rules = TextRules(chat, self.device)
@@ -90,7 +93,7 @@ class Positions:
             assert present is not None
             present = present & ~closed
         self._text = self.model.backbone.embed(token)
-        self._pending = join(self.model, self._text, group, present)
+        self._pending = join(self.model, self._text, group, present, self.codes)
         self._write(rows, token, said)
         for request in rows:
             request.hidden = None
