@@ -36,7 +36,7 @@ QUESTION = (20, GROUPS)  # groups heard and said
 
 
 class GenerateBenchmark(Benchmark):
-    """One answer of 5 s by the engine, with packed weights, without, composed, captured on a GPU; by ``Session``; by others."""
+    """One answer of 5 s by the engine, plain, composed and on a GPU captured, by ``Session``, and by others."""
 
     name = "generate"
     summary = "one spoken answer: prompt, first group, milliseconds a group"
