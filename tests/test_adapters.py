@@ -14,6 +14,7 @@ from fac_lightning.adapters import (
     MeanFusion,
     MeanGrouping,
     SumFusion,
+    TransformerCodeGrouping,
 )
 from fac_lightning.testing import check_adapter, check_fusion
 from fac_lightning.types import pad_code
@@ -130,3 +131,24 @@ def test_sizes_below_one_are_refused():
         ConcatCodeGrouping(16, 0, 8)
     with pytest.raises(ValueError, match="got 3, 0 and 4"):
         ConcatGrouping(3, 0, 4)
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 3])
+def test_composed_codes_are_lookups_of_what_was_projected(num_codebooks):
+    torch.manual_seed(0)
+    concat, mean = (kind(16, 5, 8, num_codebooks, 4) for kind in (ConcatCodeGrouping, MeanCodeGrouping))
+    codes = torch.randint(0, 19, (50, 5, num_codebooks))  # special codes too
+    for adapter, places in ((concat, 5), (mean, 1)):
+        composed = adapter.compose()
+        assert composed.tables.shape == (places, num_codebooks, 19, 8)
+        assert composed.num_bytes == places * num_codebooks * 19 * 8 * 4
+        torch.testing.assert_close(composed(codes), adapter(codes), rtol=1e-5, atol=1e-6)
+        assert not list(composed.parameters())
+        assert not composed.state_dict()
+
+
+def test_what_cannot_be_composed_is_refused():
+    with pytest.raises(ValueError, match="TransformerCodeGrouping cannot be composed, for a position is no sum over"):
+        TransformerCodeGrouping(16, 2, 8, num_heads=2).compose()
+    with pytest.raises(ValueError, match=r"ConcatCodeGrouping as composed tables takes 1 MiB, 33015 rows of 8, and at"):
+        ConcatCodeGrouping(6600, 5, 8).compose(most_bytes=2**16)

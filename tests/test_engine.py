@@ -8,8 +8,10 @@ from itertools import islice
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fac_lightning.generation import Decoding, EngineChunk, Generator, Sampling, SpeechEngine, UserTurn, packed_linear
+from fac_lightning.generation.fixed_positions import FixedPositions
 from fac_lightning.generation.fixed_step import FixedStep
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.picking import pick_rows
@@ -445,17 +447,137 @@ def test_room_grows_and_a_row_that_leaves_is_replaced_by_the_last():
         SlotCache(0, 5)
 
 
+class HostWaits(TorchDispatchMode):
+    """Notes operations that would make a host wait for a GPU, or whose shapes depend on values."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.count = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            x is not None and x.dtype == torch.bool for x in args[1]
+        )
+        if name in self.WAIT or by_mask or name == "lift_fresh":  # the last is what torch.tensor does
+            self.seen.append(name)
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def fixed_engine(model, chat, reply=None, backend=None, **sizes):
+    """An engine whose steps are of fixed shapes, operation by operation or compiled."""
+    engine = SpeechEngine(model, chat, reply=reply, **sizes)
+    engine._positions = FixedPositions(model, chat, reply or FrameEnd(), engine.slots, compile_backend=backend)
+    return engine
+
+
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral"])
 def test_a_step_of_fixed_shapes_is_the_plain_one(model, chat, family):
     other = copy.deepcopy(model)
-    other.backbone = tiny_backbone(VOCAB, family=family).eval()
-    asked = jobs(4, ("S2M", "T2T"), longest=8)
-    plain, fixed = (SpeechEngine(other, chat, num_slots=3, capacity=5) for _ in range(2))
-    fixed._fixed = FixedStep(other.backbone, fixed.slots, capture=False)
-    pairs = zip(drain(plain, asked, [1, 1, 1]), drain(fixed, asked, [1, 1, 1]), strict=True)
+    other.backbone = Opening(tiny_backbone(VOCAB, family=family).eval())
+    asked = jobs(9, seed=4, longest=14)
+    engines = SpeechEngine(other, chat, num_slots=3, capacity=5), fixed_engine(other, chat, num_slots=3, capacity=5)
+    pairs = zip(*(drain(engine, asked, [1, 2, 0, 1, 0, 1]) for engine in engines), strict=True)
     assert all(same(one.reply, another.reply) for one, another in pairs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_codebooks", "reply"),
+    [
+        (RefinedHead, 2, FrameEnd(2)),
+        (RefinedHead, 1, GroupEnd(0)),
+        (TextRefinedHead, 1, FrameEnd(1)),
+        (ParallelHead, 1, FrameEnd()),
+        (DepthHead, 2, FrameEnd()),
+        (DelayHead, 3, FrameEnd(1)),
+        (MultiTokenHead, 2, FrameEnd()),
+        (NestedRefinedHead, 2, FrameEnd()),
+    ],
+)
+def test_a_whole_position_of_fixed_shapes_never_makes_the_host_wait(chat, monkeypatch, kind, num_codebooks, reply):
+    torch.manual_seed(1)
+    head = head_of(kind, num_codebooks)
+    model = tiny_speech_lm(VOCAB, codebook_size=12, num_codebooks=num_codebooks, head=head, seed=3).eval()
+    model.backbone = Opening(model.backbone)
+    asked = [
+        (turn, mode, replace(d, speech=Sampling(1.5) if i % 2 else FUSSY))
+        for i, (turn, mode, d) in enumerate(jobs(7, ("S2M", "T2M", "T2T", "SAC"), seed=1, longest=16))
+    ]
+    waits, plain = HostWaits(), FixedStep.compute
+
+    def compute(*args):
+        with waits:
+            return plain(*args)
+
+    monkeypatch.setattr(FixedStep, "compute", compute)
+    fixed = drain(fixed_engine(model, chat, reply, num_slots=3), asked, [2, 0, 1, 0, 2])
+    assert waits.seen == []
+    assert waits.count > 0
+    one_by_one = drain(SpeechEngine(model, chat, reply=reply, num_slots=3), asked, [2, 0, 1, 0, 2])
+    assert all(same(one.reply, another.reply) for one, another in zip(fixed, one_by_one, strict=True))
+    assert any(request.reply.codes is not None and len(request.reply.codes) for request in fixed)
+
+
+def test_a_compiled_step_is_the_plain_one(chat):
+    model = tiny_speech_lm(VOCAB, group_size=2, codebook_size=12, head=RefinedHead(16, 2, 12, 1, 16, 1, 2), seed=3)
+    model.eval().backbone = Opening(model.backbone)
+    turns = [UserTurn("hey " * i) for i in range(3)]
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for decoding in (Decoding(max_positions=7), Decoding(LIVELY, FUSSY, 7, seed=5)):
+        engine = SpeechEngine(model, chat, num_slots=2, compile_step=True, compile_backend=keep)
+        plain = SpeechEngine(model, chat, num_slots=2)
+        pairs = zip(engine.generate(turns, "T2M", decoding), plain.generate(turns, "T2M", decoding), strict=True)
+        assert all(same(one, other) for one, other in pairs)
+    assert 2 <= len(graphs) <= 4, "of each sampling a whole graph, and one for when none speaks"
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_composed_codes_say_what_the_adapter_says(chat, fixed):
+    model = tiny_speech_lm(VOCAB, codebook_size=12, seed=2).eval()
+    asked = jobs(5, ("S2M", "T2M", "T2T"), seed=2, longest=12)
+    engine = SpeechEngine(model, chat, num_slots=3, compose=True)
+    if fixed:
+        engine._positions = FixedPositions(model, chat, FrameEnd(), engine.slots, engine._positions.codes)
+    plain = drain(SpeechEngine(model, chat, num_slots=3), asked, [1, 2])
+
+    def empty(codes):
+        assert len(codes) == 0, "the adapter itself is asked for prompts alone, which hold no codes"
+        return torch.zeros(0, 16)
+
+    model.code_adapter.forward = empty
+    pairs = zip(plain, drain(engine, asked, [1, 2]), strict=True)
+    assert all(same(one.reply, other.reply) for one, other in pairs)
+
+
+def test_steps_of_fixed_shapes_are_refused_where_there_are_none(model, chat):
     with pytest.raises(ValueError, match="cuda_graph needs a model on a CUDA device, and it is on cpu; move it first"):
-        SpeechEngine(other, chat, cuda_graph=True)
+        SpeechEngine(model, chat, cuda_graph=True)
+    for kind in (FunAudioHead, Slotless):
+        other = tiny_speech_lm(VOCAB, codebook_size=12, head=head_of(kind, 1)).eval()
+        with pytest.raises(ValueError, match=f"step together with fixed shapes, and {kind.__name__} has none"):
+            SpeechEngine(other, chat, compile_step=True)
+
+
+def test_a_conversation_goes_on_by_steps_of_fixed_shapes(model, chat):
+    decoding = Decoding(LIVELY, FUSSY, 9, seed=5)
+    plain, fixed = SpeechEngine(model, chat, num_slots=2), fixed_engine(model, chat, num_slots=2)
+    replies = []
+    for engine in (plain, fixed):
+        talks = [engine.session("S2M", decoding=replace(decoding, seed=i)) for i in range(3)]
+        for turn in range(2):
+            requests = [talk.submit(audio=clip(200 + 100 * i + turn, i)) for i, talk in enumerate(talks)]
+            list(engine.run())
+            replies += [request.reply for request in requests]
+    assert all(same(one, other) for one, other in zip(replies[:6], replies[6:], strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the captured step cannot run")

@@ -11,7 +11,7 @@ Legend: S slots, R rows in use, L new positions of a pass, C positions that have
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,6 +69,7 @@ class SlotCache:
         self._rows = torch.arange(num_slots, device=self.device)
         self._pass: _Pass | None = None
         self._fixed: Tensor | None = None
+        self._passes = 0  # of the fixed step that ran last
 
     def join(self, seen: CachedRow | None = None) -> int:
         """Take a row into use, behind the others; it has seen what ``seen`` has, or nothing. Gives its number."""
@@ -117,32 +118,37 @@ class SlotCache:
         """End a pass."""
         done = self._pass
         assert done is not None, "no pass is under way"
-        if not done.fixed:
+        if done.fixed:
+            self._fixed, self._passes = done.positions + 1, self._passes + 1
+        else:
             for row in range(done.first, done.first + done.rows):
                 self.lengths[row] += done.new
         self._pass = None
 
     @contextmanager
     def fixed_at(self, positions: Tensor) -> Iterator[None]:
-        """Inside, a pass is one of all slots, each at its place in ``positions`` ``(S, 1)``, over all that has room.
+        """Inside, passes are of all slots, each at its place in ``positions`` ``(S, 1)``, over all that has room.
 
-        Its shapes are always the same and nothing of it is read from the host, so that it can be captured once and
-        replayed. What a slot that is not in use reads and writes means nothing. Lengths stay as they are: see
-        ``advance``.
+        The next pass is one place further. Shapes are always the same and nothing is read from the host, so that the
+        passes can be captured once and replayed. What a slot that is not in use reads and writes means nothing.
+        Lengths stay as they are: see ``advance``.
         """
-        self._fixed = positions
+        self._fixed, self._passes = positions, 0
         try:
             yield
         finally:
             self._fixed = None
 
-    def advance(self) -> None:
-        """Count a position of each row in use, which a fixed pass has written."""
-        self.lengths = [length + 1 for length in self.lengths]
+    def advance(self, rows: Sequence[bool] | None = None) -> None:
+        """Count what the fixed passes have written: of the ``rows`` in use that are True, or of all."""
+        moved = [True] * len(self.lengths) if rows is None else rows
+        self.lengths = [length + self._passes * moves for length, moves in zip(self.lengths, moved, strict=True)]
 
     def reserve(self, new: int = 1) -> None:
-        """Make room for more positions of the longest row."""
-        self._reserve(max(self.lengths) + new)
+        """Make room for fixed passes of the longest row; it is doubled, for what is captured holds until it grows."""
+        length = max(self.lengths) + new
+        if length > self.capacity:
+            self._reserve(max(length, 2 * self.capacity))
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """What transformers calls before it attends; remembers the layer."""
@@ -201,8 +207,9 @@ class SlotCache:
         if window is not None and window >= now.extent:
             window = None
         if window not in now.masks:
-            lengths = self.lengths[now.first : now.first + now.rows]
-            even = not now.fixed and all(length + now.new == now.extent for length in lengths)
+            even = not now.fixed and all(
+                length + now.new == now.extent for length in self.lengths[now.first : now.first + now.rows]
+            )
             if even and window is None and (now.new == 1 or now.new == now.extent):
                 now.masks[window] = None
             else:

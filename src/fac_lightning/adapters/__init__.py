@@ -5,6 +5,7 @@ from fac_lightning.adapters.base import CodeAdapter, FeatureAdapter, FrameStream
 from fac_lightning.adapters.cif import CIFGrouping
 from fac_lightning.adapters.code_features import CodeFeatureGrouping, DigitFeatureGrouping
 from fac_lightning.adapters.codes import CodeEmbedding, ConcatCodeGrouping, MeanCodeGrouping
+from fac_lightning.adapters.composed import ComposedCodes
 from fac_lightning.adapters.conv import ConvGrouping
 from fac_lightning.adapters.features import ConcatGrouping, MeanGrouping
 from fac_lightning.adapters.fun_audio import FunAudioCodeGrouping
@@ -20,6 +21,7 @@ __all__ = [
     "CodeAdapter",
     "CodeEmbedding",
     "CodeFeatureGrouping",
+    "ComposedCodes",
     "ConcatCodeGrouping",
     "ConcatGrouping",
     "ConvGrouping",

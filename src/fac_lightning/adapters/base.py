@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fac_lightning.types import SpeechFeatures
+from fac_lightning.adapters.composed import ComposedCodes
+from fac_lightning.types import SpeechFeatures, code_vocab_size
 
 __all__ = ["CodeAdapter", "FeatureAdapter", "FrameStream", "Fusion"]
 
@@ -26,6 +27,43 @@ class CodeAdapter(nn.Module, ABC):
     def code_table(self) -> nn.Parameter | None:
         """The table ``(rows, dim)`` that a tied head may say codes with; None when there is none to share."""
         return None
+
+    @property
+    def composed_places(self) -> int:
+        """Places of a group that ``composed_tables`` has tables of: k, or 1 for all. 0: it has none."""
+        return 0
+
+    def composed_tables(self) -> tuple[Tensor, Tensor | None]:
+        """Tables ``(P, Q, V, dim)`` whose rows add up to a position, and what is added once ``(dim,)``.
+
+        Only for adapters that say ``composed_places``; V is ``code_vocab_size`` and pad has its row too.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has composed_places but no composed_tables")
+
+    def compose(self, most_bytes: int | None = None) -> ComposedCodes:
+        """The same for inference by lookups alone; equal but for the order of sums, as weights are now.
+
+        Args:
+            most_bytes: Largest tables that are made; None sets no limit.
+
+        Raises:
+            ValueError: A position of this adapter is no sum over its codes, or the tables are too large.
+        """
+        name, places = type(self).__name__, self.composed_places
+        if places == 0:
+            raise ValueError(
+                f"{name} cannot be composed, for a position is no sum over its codes; leave compose out, or take "
+                "ConcatCodeGrouping or MeanCodeGrouping"
+            )
+        rows = places * self.num_codebooks * code_vocab_size(self.codebook_size)
+        size = rows * self.dim * next(self.parameters()).element_size()
+        if most_bytes is not None and size > most_bytes:
+            raise ValueError(
+                f"{name} as composed tables takes {size / 2**20:.0f} MiB, {rows} rows of {self.dim}, and at most "
+                f"{most_bytes / 2**20:.0f} MiB are allowed; leave compose out"
+            )
+        with torch.no_grad():
+            return ComposedCodes(*self.composed_tables())
 
     @abstractmethod
     def forward(self, codes: Tensor) -> Tensor:

@@ -38,6 +38,13 @@ class CodeEmbedding(nn.Module):
         summed: Tensor = embeds.masked_fill((codes == self.pad)[..., None], 0).sum(-2)
         return summed
 
+    @property
+    def tables(self) -> Tensor:
+        """What ``forward`` sums ``(Q, V, dim)``: zero for pad codes."""
+        tables: Tensor = self.table.weight.unflatten(0, (len(self.offsets), -1)).clone()
+        tables[:, self.pad] = 0
+        return tables
+
 
 class CodeGrouping(CodeAdapter):
     """What groupings of codes share: the table and the sizes.
@@ -89,6 +96,16 @@ class ConcatCodeGrouping(CodeGrouping):
         super().__init__(codebook_size, group_size, dim, num_codebooks, embed_dim)
         self.proj = nn.Linear(group_size * self.embed_dim, dim)
 
+    @property
+    def composed_places(self) -> int:
+        """Each frame has its part of the projection."""
+        return self.group_size
+
+    def composed_tables(self) -> tuple[Tensor, Tensor | None]:
+        """The tables multiplied with each frame's part ``(k, Q, V, D)``, and the bias."""
+        parts = self.proj.weight.unflatten(1, (self.group_size, -1))  # (D, k, E)
+        return torch.einsum("qve,dke->kqvd", self.embed.tables, parts), self.proj.bias
+
     def forward(self, codes: Tensor) -> Tensor:
         """Embeddings ``(C, dim)`` of groups ``(C, group_size, num_codebooks)``."""
         projected: Tensor = self.proj(self.embed(codes).flatten(1))  # (C, k * E) -> (C, D)
@@ -113,6 +130,15 @@ class MeanCodeGrouping(CodeGrouping):
     ) -> None:
         super().__init__(codebook_size, group_size, dim, num_codebooks, embed_dim)
         self.proj = nn.Linear(self.embed_dim, dim, bias=False)
+
+    @property
+    def composed_places(self) -> int:
+        """All frames are projected alike."""
+        return 1
+
+    def composed_tables(self) -> tuple[Tensor, Tensor | None]:
+        """The tables multiplied with the projection, over k ``(1, Q, V, D)``."""
+        return (self.proj(self.embed.tables) / self.group_size)[None], None
 
     def forward(self, codes: Tensor) -> Tensor:
         """Embeddings ``(C, dim)`` of groups ``(C, group_size, num_codebooks)``."""

@@ -62,6 +62,15 @@ class FunAudioCodeGrouping(CodeAdapter):
         """The table ``(V, dim)``."""
         return self.table
 
+    @property
+    def composed_places(self) -> int:
+        """All frames are projected alike."""
+        return 1
+
+    def composed_tables(self) -> tuple[Tensor, Tensor | None]:
+        """The rows of codes multiplied with the projection, over k ``(1, 1, V, D)``."""
+        return (self.proj(self.table[self.rows]) / self.group_size)[None, None], None
+
     def forward(self, codes: Tensor) -> Tensor:
         """Embeddings ``(C, dim)`` of groups ``(C, group_size, 1)``."""
         return self.embed_rows(self.rows[codes[..., 0]])

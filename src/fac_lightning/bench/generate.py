@@ -36,7 +36,7 @@ QUESTION = (20, GROUPS)  # groups heard and said
 
 
 class GenerateBenchmark(Benchmark):
-    """One answer of 5 s by the engine, with and without packed weights, by ``Session``, and by others."""
+    """One answer of 5 s by the engine, plain, composed and on a GPU captured, by ``Session``, and by others."""
 
     name = "generate"
     summary = "one spoken answer: prompt, first group, milliseconds a group"
@@ -48,11 +48,15 @@ class GenerateBenchmark(Benchmark):
             "engine": partial(_Engine, pack_weights=True),
             "engine, weights not packed": partial(_Engine, pack_weights=False),
         }
+        if torch.device(settings.device).type == "cuda":
+            ways["engine, captured"] = partial(_Engine, cuda_graph=True)
+            ways["engine, compiled and captured"] = partial(_Engine, cuda_graph=True, compile_step=True)
         made = [
             Cell(f"{way}{tail}", partial(_trial, kind, settings, words))
             for words, tail in ((PROMPT_WORDS, ""), (LONG_PROMPT, ", prompt 300"))
             for way, kind in ways.items()
         ]
+        made.append(Cell("engine, composed", partial(_trial, partial(_Engine, compose=True), settings, PROMPT_WORDS)))
         for word in settings.implementations:
             name, other = load_implementation(word)
             made.append(Cell(name, partial(_other_trial, other, settings)))
@@ -105,11 +109,21 @@ class _Session(_Way):
 @dataclass
 class _Engine(_Way):
     pack_weights: bool = True
+    compose: bool = False
+    compile_step: bool = False
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        prompts = {"S2M": self.system}
         self.engine = SpeechEngine(
-            self.model, self.chat, num_slots=1, system_prompts=prompts, pack_weights=self.pack_weights
+            self.model,
+            self.chat,
+            num_slots=1,
+            capacity=512 if self.cuda_graph or self.compile_step else 128,  # enough for both prompts
+            system_prompts={"S2M": self.system},
+            pack_weights=self.pack_weights,
+            compose=self.compose,
+            compile_step=self.compile_step,
+            cuda_graph=self.cuda_graph,
         )
 
     def chunks(self, audio: Tensor) -> Any:

@@ -6,9 +6,10 @@ Legend: R replies under way, L positions of a prompt, D width, N rows that speak
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fac_lightning.backbones.base import Backbone
 from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
 from fac_lightning.generation.conversation import Conversation
 from fac_lightning.generation.engine_session import EngineSession
-from fac_lightning.generation.fixed_step import FixedStep
+from fac_lightning.generation.fixed_positions import FixedPositions
 from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.position import Positions
@@ -34,6 +35,9 @@ from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import to_device
 
 __all__ = ["SpeechEngine"]
+
+#: Bytes of composed tables that are made.
+MOST_COMPOSED = 2**30
 
 
 class SpeechEngine:
@@ -60,7 +64,14 @@ class SpeechEngine:
         pack_weights: On a CPU, keep a second copy of the linear layers in the layout of oneDNN's kernels. Steps of many
             replies are faster, for as much memory again as the weights take. Only for float32; elsewhere nothing is
             packed.
-        cuda_graph: On a GPU, capture the backbone's step as one CUDA graph; see ``FixedStep``. Not run on a GPU so far.
+        cuda_graph: On a GPU, capture a position as one CUDA graph: backbone, head, sampling and the next embedding. It
+            is captured for every set of samplings under way, and anew when room grows. Not run on a GPU so far.
+        compile_step: Compile the same with ``torch.compile``, for every set of samplings and room; weights are then not
+            packed. A step of fixed shapes goes over all slots and all positions that have room.
+        compile_backend: Of ``torch.compile``.
+        compose: Look codes up in tables that are multiplied with the code adapter's projection already, k x Q rows of
+            the backbone's width for every code (``ComposedCodes``, at most 1 GiB). Sums come in another order, so that
+            a reply may differ from a single run where two tokens are as likely but for rounding. Off, it does not.
     """
 
     def __init__(
@@ -75,6 +86,9 @@ class SpeechEngine:
         system_prompts: dict[str, str] | None = None,
         pack_weights: bool = True,
         cuda_graph: bool = False,
+        compile_step: bool = False,
+        compile_backend: str | Callable[..., Any] = "inductor",
+        compose: bool = False,
     ) -> None:
         unknown = sorted(set(system_prompts or ()) - set(MODES))
         if unknown:
@@ -90,10 +104,15 @@ class SpeechEngine:
             raise ValueError(
                 f"cuda_graph needs a model on a CUDA device, and it is on {self.slots.device}; move it first"
             )
-        self._fixed = FixedStep(model.backbone, self.slots, capture=True) if cuda_graph else None
-        self._positions = Positions(model, chat, reply or FrameEnd(), num_slots)
+        reply = reply or FrameEnd()
+        codes = model.code_adapter.compose(MOST_COMPOSED) if compose and model.code_adapter is not None else None
+        if cuda_graph or compile_step:
+            backend = compile_backend if compile_step else None
+            self._positions: Positions = FixedPositions(model, chat, reply, self.slots, codes, cuda_graph, backend)
+        else:
+            self._positions = Positions(model, chat, reply, num_slots, codes)
         self._prefixes = Prefixes(model, chat, self.slots)
-        self._linears = PackedLinears(model, pack_weights)
+        self._linears = PackedLinears(model, pack_weights and not compile_step)
         self._waiting: deque[SpeechRequest] = deque()
         self._rows: list[SpeechRequest] = []  # by row of the slots
 
@@ -152,7 +171,7 @@ class SpeechEngine:
         """
         with evaluating(self.model), torch.inference_mode(), self._linears:
             if self._rows:
-                self._positions.advance(self._advance)
+                self._positions.advance(self._rows, self._advance)
             for _ in range(min(self._free, len(self._waiting))):
                 self._admit(self._waiting.popleft())
             if not self._rows:
@@ -208,7 +227,7 @@ class SpeechEngine:
         return [replace(reply, audio=clip, sample_rate=rate) for reply, clip in zip(replies, clips, strict=True)]
 
     def forget_prefixes(self) -> None:
-        """Read system prompts anew from now on; for a model whose weights have changed."""
+        """Read system prompts anew from now on; for a model whose weights have changed, if nothing is composed."""
         self._prefixes.forget()
 
     def _single(self, turn: UserTurn, mode: str, decoding: Decoding) -> SpeechRequest:
@@ -247,8 +266,6 @@ class SpeechEngine:
         return self.num_slots - len(self._rows)
 
     def _advance(self, embeds: Tensor) -> Tensor:
-        if self._fixed is not None:
-            return self._fixed(embeds)
         return self.model.backbone.step_slots(embeds, self.slots)
 
     def _admit(self, request: SpeechRequest) -> None:

@@ -5,7 +5,7 @@ Legend: R rows, V vocabulary, S special text tokens, N rows that speak, k frames
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from fac_lightning.prompts import IM_START, ChatFormat
 from fac_lightning.replies import ReplyRule
 from fac_lightning.types import bos_code, code_vocab_size, eos_code, pad_code
 
-__all__ = ["CodePicker", "CodeRules", "TextRules", "pick_rows"]
+__all__ = ["CodePicker", "CodeRules", "TextRules", "pick_kinds", "pick_rows"]
 
 
 def pick_rows(logits: Tensor, samplings: Sequence[Sampling], uniform: Tensor, seen: Tensor | None) -> Tensor:
@@ -35,6 +35,24 @@ def pick_rows(logits: Tensor, samplings: Sequence[Sampling], uniform: Tensor, se
     for kind in kinds:
         rows = torch.tensor([row for row, sampling in enumerate(samplings) if sampling == kind], device=logits.device)
         tokens[rows] = pick(logits[rows], kind, uniform[rows], None if seen is None else seen[rows])
+    return tokens
+
+
+def pick_kinds(
+    logits: Tensor, uniform: Tensor, seen: Tensor | None, kinds: Sequence[Sampling], which: Tensor
+) -> Tensor:
+    """``pick_rows`` with shapes that do not depend on who samples how: all rows by each of ``kinds``, then a choice.
+
+    Args:
+        logits: ``(R, V)``; forbidden tokens at -inf.
+        uniform: ``(R,)`` in [0, 1).
+        seen: ``(R, V)`` bool; None where no kind penalises.
+        kinds: Samplings in use.
+        which: ``(R,)`` int64, the row's number among ``kinds``.
+    """
+    tokens = pick(logits, kinds[0], uniform, seen)
+    for number, kind in enumerate(kinds[1:], 1):
+        tokens = torch.where(which == number, pick(logits, kind, uniform, seen), tokens)
     return tokens
 
 
@@ -59,7 +77,14 @@ class TextRules:
 
     def forbid(self, logits: Tensor, stops: Sequence[int | None]) -> Tensor:
         """Logits ``(R, V)`` float32 without what is out of place; ``stops`` end the rows' texts, None: nothing can."""
-        kinds = torch.tensor([self._kinds[stop] for stop in stops], device=logits.device)
+        return self.forbid_kinds(logits, torch.tensor(self.kinds(stops), device=logits.device))
+
+    def kinds(self, stops: Sequence[int | None]) -> list[int]:
+        """What each of ``stops`` forbids, as a number."""
+        return [self._kinds[stop] for stop in stops]
+
+    def forbid_kinds(self, logits: Tensor, kinds: Tensor) -> Tensor:
+        """``forbid`` by the ``kinds`` ``(R,)``."""
         logits = logits.float()
         special = logits[:, self.special].masked_fill(self.forbidden[kinds], -torch.inf)
         return logits.index_copy(1, self.special, special)
@@ -98,16 +123,21 @@ class CodePicker:
 
     Args:
         rules: Of the head.
-        samplings: One for each row.
+        choose: Picks codes ``(N,)`` of logits ``(N, V)``, uniform numbers ``(N,)`` and what was seen ``(N, V)``.
         noise: Uniform numbers ``(N, k * Q)``, in the order in which the head asks.
         leads: ``(N,)`` bool, rows that have said no real code.
         seen: ``(N, Q, V)`` bool, codes that the row's reply already holds; moves on. None penalises nothing.
     """
 
     def __init__(
-        self, rules: CodeRules, samplings: Sequence[Sampling], noise: Tensor, leads: Tensor, seen: Tensor | None
+        self,
+        rules: CodeRules,
+        choose: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+        noise: Tensor,
+        leads: Tensor,
+        seen: Tensor | None,
     ) -> None:
-        self.rules, self.samplings, self.noise, self.leads, self.seen = rules, samplings, noise, leads, seen
+        self.rules, self.choose, self.noise, self.leads, self.seen = rules, choose, noise, leads, seen
         self.ends = torch.full_like(leads, rules.group_size, dtype=torch.int64)  # frames of the row in this group
         self.frame_leads = torch.zeros_like(leads)  # the current frame is one of bos
         self.asked = 0
@@ -123,7 +153,7 @@ class CodePicker:
         else:
             logits = logits.masked_fill(rules.forbidden[0], -torch.inf)
         seen = None if self.seen is None else self.seen[:, codebook]
-        code = pick_rows(logits, self.samplings, self.noise[:, self.asked], seen)
+        code = self.choose(logits, self.noise[:, self.asked], seen)
         if rules.reply.says_bos:
             if codebook > 0:  # a frame leads in as a whole
                 code = code.masked_fill(self.frame_leads, bos_code(rules.size))
@@ -133,6 +163,6 @@ class CodePicker:
         self.ends = torch.where(code == eos_code(rules.size), self.ends.clamp_max(frame), self.ends)
         if seen is not None:
             seen.scatter_(1, code[:, None], True)
-            seen[:, bos_code(rules.size)] = False  # the lead-in repeats by design
+            seen[:, bos_code(rules.size)].fill_(False)  # the lead-in repeats by design
         self.asked += 1
         return code

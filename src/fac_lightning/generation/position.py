@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fac_lightning.generation.picking import CodePicker, CodeRules, TextRules, pick_rows
 from fac_lightning.generation.requests import SpeechRequest
@@ -20,7 +20,7 @@ from fac_lightning.prompts import ChatFormat
 from fac_lightning.replies import ReplyRule
 from fac_lightning.types import bos_code, code_vocab_size, pad_code
 
-__all__ = ["Positions"]
+__all__ = ["Positions", "Said"]
 
 
 class Positions:
@@ -31,10 +31,13 @@ class Positions:
         chat: Token ids of the marks.
         reply: How spoken replies lie, as in training.
         num_slots: Most rows.
+        codes: Embeds groups in place of the code adapter.
     """
 
-    def __init__(self, model: SpeechLM, chat: ChatFormat, reply: ReplyRule, num_slots: int) -> None:
-        self.model, self.chat, self.reply = model, chat, reply
+    def __init__(
+        self, model: SpeechLM, chat: ChatFormat, reply: ReplyRule, num_slots: int, codes: nn.Module | None = None
+    ) -> None:
+        self.model, self.chat, self.reply, self.codes = model, chat, reply, codes
         weight = model.backbone.output_weight
         self.device = weight.device
         self._text_rules = TextRules(chat, self.device)
@@ -46,7 +49,6 @@ class Positions:
         self._speakers: list[SpeechRequest] = []  # by row of the head
         size = geometry.codebook_size
         self.lead, self.silence = (torch.full(self.group, code) for code in (bos_code(size), pad_code(size)))
-        self._hidden: list[Tensor] = []  # (*, D) each, behind which the rows choose next
         self._text = torch.empty(0, model.backbone.dim, dtype=weight.dtype, device=self.device)  # (R, D) text read last
         self._pending = self._text  # (R, D), the position chosen last
 
@@ -60,7 +62,8 @@ class Positions:
         last = self.chat.assistant_open()[-1] if request.writes else self.chat.audio_bos
         read = self.model.backbone.embed(torch.tensor([last], device=self.device))
         self._text = torch.cat([self._text, read.to(self._text.dtype)])
-        self._hidden.append(hidden)
+        self._pending = torch.cat([self._pending, torch.zeros_like(self._text[:1])])
+        request.hidden = hidden
 
     def leave(self, row: int, request: SpeechRequest) -> None:
         """A row is over; the last takes its place."""
@@ -71,13 +74,17 @@ class Positions:
         """What a row said so far."""
         return request.decoded(self._pending[row : row + 1], self._text[row : row + 1], self.group[1])
 
-    def advance(self, step: Callable[[Tensor], Tensor]) -> None:
+    def advance(self, rows: list[SpeechRequest], step: Callable[[Tensor], Tensor]) -> None:
         """Show the backbone what was chosen last, in all rows: ``step`` takes ``(R, 1, D)`` and gives as much."""
-        self._hidden = [step(self._pending[:, None])[:, 0]]
+        if any(request.hidden is not None for request in rows):
+            return  # a prompt failed meanwhile, so that nothing was chosen behind what was shown
+        hidden = step(self._pending[:, None])[:, 0]
+        for request, row in zip(rows, hidden.split(1), strict=True):
+            request.hidden = row
 
     def choose(self, rows: list[SpeechRequest]) -> None:
         """The next text token of every row, and the next group of those that speak; written to the requests."""
-        hidden, self._hidden = torch.cat(self._hidden), []  # (R, D)
+        hidden = torch.cat([request.hidden for request in rows if request.hidden is not None])  # (R, D)
         token = self._token(hidden, rows)
         group, present, said = self._say(hidden, rows)
         if said is not None and not self.reply.text_goes_on:
@@ -86,8 +93,10 @@ class Positions:
             assert present is not None
             present = present & ~closed
         self._text = self.model.backbone.embed(token)
-        self._pending = join(self.model, self._text, group, present)
+        self._pending = join(self.model, self._text, group, present, self.codes)
         self._write(rows, token, said)
+        for request in rows:
+            request.hidden = None
 
     def _token(self, hidden: Tensor, rows: list[SpeechRequest]) -> Tensor:
         """Text tokens ``(R,)``."""
@@ -110,7 +119,7 @@ class Positions:
             rows[i].seen_text = seen[i]
         return token
 
-    def _say(self, hidden: Tensor, rows: list[SpeechRequest]) -> tuple[Tensor | None, Tensor | None, _Said | None]:
+    def _say(self, hidden: Tensor, rows: list[SpeechRequest]) -> tuple[Tensor | None, Tensor | None, Said | None]:
         """Groups ``(R, k, Q)`` as they are fed back, which rows have one ``(R,)``, and what the head said."""
         lead_in = self.reply.lead_in_groups
         due = [request.forbids_end for request in rows]
@@ -131,7 +140,7 @@ class Positions:
             group = group.index_copy(0, said.index, said.groups)
         return group, torch.tensor(due, device=self.device), said
 
-    def _speak(self, hidden: Tensor, rows: list[SpeechRequest]) -> _Said:
+    def _speak(self, hidden: Tensor, rows: list[SpeechRequest]) -> Said:
         """What the rows with a voice say."""
         head = self.model.head
         assert head is not None
@@ -154,7 +163,7 @@ class Positions:
                 spoken.append((request.memory.say(hidden[i : i + 1], picker, text[i : i + 1]), picker.leads))
             groups, leads = (torch.cat(parts) for parts in zip(*spoken, strict=True))
         closed = self.reply.close(groups, head.codebook_size)
-        return _Said(index, closed.groups, closed.speech, closed.ended, leads)
+        return Said(index, closed.groups, closed.speech, closed.ended, leads)
 
     def _picker(self, speakers: list[SpeechRequest]) -> CodePicker:
         rules = self._code_rules
@@ -171,9 +180,10 @@ class Positions:
             seen = torch.stack([request.seen_codes for request in speakers if request.seen_codes is not None])
             for request, part in zip(speakers, seen, strict=True):
                 request.seen_codes = part  # moves on with the picks
-        return CodePicker(rules, samplings, noise, leads, seen)
+        choose = lambda logits, uniform, seen: pick_rows(logits, samplings, uniform, seen)  # noqa: E731
+        return CodePicker(rules, choose, noise, leads, seen)
 
-    def _write(self, rows: list[SpeechRequest], token: Tensor, said: _Said | None) -> None:
+    def _write(self, rows: list[SpeechRequest], token: Tensor, said: Said | None) -> None:
         """Tell the requests what was chosen; here the host waits for the device."""
         frames, books = self.group
         parts = [token]
@@ -225,7 +235,7 @@ class Positions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Said:
+class Said:
     """What the head said for the rows that speak."""
 
     index: Tensor  # (N,) rows

@@ -62,6 +62,7 @@ class SpeechRequest:
         self.kept: list[Tensor] = []  # (k,) bool per position, real codes
         self.seen_text: Tensor | None = None  # (V,) bool, where repetition is penalised
         self.seen_codes: Tensor | None = None  # (Q, V) bool
+        self.hidden: Tensor | None = None  # (1, D), behind which the next position is chosen
         self.voice = -1  # row of the head
 
     def begin(self, chat: ChatFormat, chunks: ReplyChunks, draws: int) -> None:

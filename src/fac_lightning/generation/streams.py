@@ -164,7 +164,13 @@ def reply_noise(seeds: list[int], max_positions: int, draws: int, needed: bool, 
     return uniforms(seeds, (max_positions, draws), device)
 
 
-def join(model: SpeechLM, text_embeds: Tensor, group: Tensor | None, present: Tensor | None) -> Tensor:
+def join(
+    model: SpeechLM,
+    text_embeds: Tensor,
+    group: Tensor | None,
+    present: Tensor | None,
+    codes: nn.Module | None = None,
+) -> Tensor:
     """Embeddings ``(B, D)`` of one new position per row, fused as ``SpeechLM.embed`` does.
 
     Args:
@@ -172,6 +178,7 @@ def join(model: SpeechLM, text_embeds: Tensor, group: Tensor | None, present: Te
         text_embeds: ``(B, D)``; every row has a text token.
         group: Codes ``(B, k, Q)``; None in a written reply.
         present: ``(B,)`` bool, rows whose group counts.
+        codes: Embeds groups in place of the code adapter.
     """
     everywhere = torch.ones(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
     streams, there = [text_embeds], [everywhere]
@@ -180,7 +187,8 @@ def join(model: SpeechLM, text_embeds: Tensor, group: Tensor | None, present: Te
             streams.append(torch.zeros_like(text_embeds))
             there.append(~everywhere)
         else:
-            streams.append(model.code_adapter(group).to(text_embeds.dtype).masked_fill(~present[:, None], 0))
+            embeds = (codes or model.code_adapter)(group)
+            streams.append(embeds.to(text_embeds.dtype).masked_fill(~present[:, None], 0))
             there.append(present)
     elif group is not None:
         raise ValueError("the model has no code_adapter, so it cannot speak; name one or choose a text mode")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import Tensor
 
@@ -36,9 +39,39 @@ class RowState:
         kept[row : row + 1] = self.previous[-1:][: len(kept) - row]
         self.previous = kept
 
+    @property
+    def slots(self) -> tuple[SlotCache, ...]:
+        """The caches of rows that come and go."""
+        return tuple(cache for cache in self.caches if isinstance(cache, SlotCache))
+
+    @contextmanager
+    def fixed_at(self, previous: Tensor, places: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, ``step`` goes over all slots, which said ``previous`` ``(S, ...)`` last, with fixed shapes.
+
+        ``places`` ``(S, 1)`` of each cache are where they are. See ``SlotCache.fixed_at``. Afterwards ``previous`` is
+        what was given, and ``advance`` counts the rows in use again.
+        """
+        self.previous = previous
+        try:
+            with ExitStack() as stack:
+                for cache, positions in zip(self.slots, places, strict=True):
+                    stack.enter_context(cache.fixed_at(positions))
+                yield
+        finally:
+            self.previous = previous
+
+    def advance(self, previous: Tensor) -> None:
+        """Count a fixed step, behind which rows in use said ``previous`` ``(R, ...)`` last."""
+        for cache in self.slots:
+            cache.advance()
+        self.previous = previous
+
 
 class NoRowState:
     """Of a head that remembers nothing; rows are counted, and that is all."""
+
+    slots: tuple[SlotCache, ...] = ()
+    previous = torch.empty(0, 0, dtype=torch.int64)
 
     def __init__(self) -> None:
         self.rows = 0
@@ -51,3 +84,11 @@ class NoRowState:
     def leave(self, row: int) -> None:
         """End a reply; the last row takes its place."""
         self.rows -= 1
+
+    @contextmanager
+    def fixed_at(self, previous: Tensor, places: Sequence[Tensor]) -> Iterator[None]:
+        """Nothing changes: shapes are those of what ``step`` is given."""
+        yield
+
+    def advance(self, previous: Tensor) -> None:
+        """Nothing to count."""

@@ -78,6 +78,8 @@ def _check_codes(part: CodeAdapter, generator: torch.Generator, atol: float) -> 
             assert not torch.equal(part(changed), part(codes[4:5])), (
                 f"the code at frame {frame}, codebook {codebook} must matter"
             )
+    if part.composed_places:
+        _same(part.compose()(codes), out, atol, "composed tables must give what the adapter gives")
 
 
 def _check_features(part: FeatureAdapter, generator: torch.Generator, atol: float) -> None:
