@@ -147,7 +147,7 @@ def test_sound_of_another_rate_becomes_what_training_would_hear(world, tmp_path)
     torch.testing.assert_close(given.heard.features, said.features, rtol=2e-3, atol=2e-3)
 
 
-def test_workers_and_a_resumed_stream_give_the_same_lines(world):
+def test_loader_workers_give_the_same_lines(world):
     alone, workers = lines(module(world, "half"), 4), lines(module(world, "half", num_workers=1), 4)
     for one, other in zip(alone, workers, strict=True):
         assert one.ids == other.ids
@@ -268,3 +268,10 @@ def test_the_command_line_writes_features_and_names_its_mistakes(world, tmp_path
     assert main(["data", "check", str(tmp_path / "out")]) == 0
     assert main([*words[:-1], "recipes/tiny/text_llm_that_is_not_there.yaml"]) == 2
     assert main([*words[:4], str(tmp_path / "new"), "--features", "fac_lightning.testing.NoEncoder"]) == 2
+
+
+def test_a_worker_writes_the_same_bytes(world, tmp_path):
+    folder = str(world / "dialogues")
+    DialogueSharding(folder, str(tmp_path / "out"), 2, codes=tokenizer, num_workers=1, features=encoder).run()
+    for file in (world / "half").glob("*.tar"):
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
