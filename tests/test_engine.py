@@ -401,9 +401,11 @@ def test_the_engine_leaves_the_model_as_it_was(model, chat):
     assert all(torch.equal(value, before[key]) for key, value in own.state_dict().items())
 
 
-def test_a_prompt_that_fails_leaves_the_others(model, chat):
-    engine = SpeechEngine(model, chat, num_slots=2)
-    other = engine.submit(UserTurn("a"), "T2T", Decoding(max_positions=4))
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_prompt_that_fails_leaves_the_others(model, chat, fixed):
+    engine = fixed_engine(model, chat, num_slots=2) if fixed else SpeechEngine(model, chat, num_slots=2)
+    decoding = Decoding(LIVELY, LIVELY, 12, seed=3)
+    other = engine.submit(UserTurn("a"), "T2M", decoding)
     engine.step()
     broken = engine.submit(UserTurn("b"), "T2T")
     broken.pieces[1] = [VOCAB + 5]  # no such token
@@ -411,7 +413,7 @@ def test_a_prompt_that_fails_leaves_the_others(model, chat):
         engine.step()
     assert broken.over
     list(engine.run())
-    assert same(other.reply, Generator(model, chat).generate([UserTurn("a")], "T2T", Decoding(max_positions=4))[0])
+    assert same(other.reply, Generator(model, chat).generate([UserTurn("a")], "T2M", decoding)[0])
 
 
 # ---- its parts
