@@ -168,20 +168,21 @@ def test_a_killed_run_loses_one_interval_at_most(build, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
-def test_two_processes_go_on_each_with_its_own_lines_and_numbers(build, tmp_path):
-    whole, first, second = (tmp_path / name / "log" for name in ("whole", "first", "second"))
+def test_two_processes_go_on_twice_each_with_its_own_lines_and_numbers(build, tmp_path):
+    whole, first, second, third = (tmp_path / name / "log" for name in ("whole", "first", "second", "third"))
 
     def work():
         train(whole, build(), ranks=2)
-        train(first, build(), 4, ranks=2)
-        train(second, build(num_workers=2), STEPS, first.parent / "step=4.ckpt", ranks=2)
+        train(first, build(), 3, ranks=2)
+        train(second, build(num_workers=2), 5, first.parent / "step=3.ckpt", ranks=2)
+        train(third, build(), STEPS, second.parent / "step=5.ckpt", ranks=2)
 
     assert apart(work) == 0
     for rank in range(2):
-        assert told(first, second, rank=rank) == told(whole, rank=rank)
+        assert told(first, second, third, rank=rank) == told(whole, rank=rank)
     rows = [[name for ids, *_ in told(whole, rank=rank) for name in ids] for rank in range(2)]
     assert rows[0] != rows[1]
-    assert torch.equal(weights(second), weights(whole))
+    assert torch.equal(weights(third), weights(whole))
 
 
 def flat(windows):
