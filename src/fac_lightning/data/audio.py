@@ -17,7 +17,7 @@ from fac_lightning.data.intake.samples import judge_samples, measure_samples
 from fac_lightning.data.intake.sources import check_command
 from fac_lightning.resampling import resample
 
-__all__ = ["Span", "check_sources", "fit_span", "probe_span", "read_span"]
+__all__ = ["Span", "check_sources", "fit_span", "probe_span", "read_span", "to_int16"]
 
 
 @dataclass(frozen=True)
@@ -186,3 +186,9 @@ def _read_by_lhotse(span: Span, where: str) -> np.ndarray:
     if loaded.shape[1] != span.count:
         raise bad_data("FAC-A09", f"{where}, samples", f"{loaded.shape[1]} samples", f"the {span.count} of the span")
     return np.ascontiguousarray(loaded[0], dtype=np.float32)
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as the 16-bit integers that a corpus trains on and files hold."""
+    whole: np.ndarray = np.round(np.clip(samples, -1.0, 32767 / 32768) * 32768).astype(np.int16)
+    return whole

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fac_lightning.data.audio import Span, read_span
+from fac_lightning.data.audio import Span, read_span, to_int16
 from fac_lightning.data.codes import CodeStore, tokenizer_fingerprint
 from fac_lightning.data.dialogue import load_turn_codes, turn_span
 from fac_lightning.data.errors import BadData
@@ -274,7 +274,7 @@ class _ClipReader:
             self._check_length(len(audio))
         except BadData as problem:
             raise self._placed(problem) from problem
-        samples: np.ndarray = np.round(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype(np.int16)
+        samples = to_int16(audio)
         if self.cache:
             self.samples = samples
         return samples

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from fac_lightning.data.audio import Span, read_span
+from fac_lightning.data.audio import Span, read_span, to_int16
 from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.lhotse_setup import import_lhotse
@@ -313,6 +313,6 @@ def _write_flac(path: Path, audio: np.ndarray, sample_rate: int) -> None:
     import soundfile
 
     temporary = path.with_suffix(".part")
-    samples = np.round(np.clip(audio, -1.0, 32767 / 32768) * 32768).astype(np.int16)
+    samples = to_int16(audio)
     soundfile.write(temporary, samples, sample_rate, format="FLAC", subtype="PCM_16")
     os.replace(temporary, path)

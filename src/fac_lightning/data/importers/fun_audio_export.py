@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from fac_lightning.data.audio import to_int16
 from fac_lightning.data.codes import CodeStore
 from fac_lightning.data.dialogue import Turn, dialogue_of_cut, read_cuts
 from fac_lightning.data.importers.fun_audio_json import SAMPLE_RATE, code_text, pad_count
@@ -82,7 +83,7 @@ def _write_user(turn: Turn, path: Path) -> dict[str, str]:
 
     assert turn.audio is not None
     # As integers: libsndfile scales floats by 32767 on the way out and by 32768 on the way in.
-    samples = np.round(np.clip(turn.audio, -1.0, 32767 / 32768) * 32768).astype(np.int16)
+    samples = to_int16(turn.audio)
     soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
     token = AUDIO_PAD * pad_count(len(turn.audio) / SAMPLE_RATE)
     return {"path": str(path.resolve()), "token": token, "text": "", "transcript": turn.text}

@@ -12,9 +12,10 @@ from fac_lightning.data.errors import BadData
 from fac_lightning.data.importers.base import DialogueImport, Pending
 from fac_lightning.data.importers.json_records import is_json, read_json_records
 from fac_lightning.data.importers.options import ImportOptions
-from fac_lightning.data.importers.shar_records import Fields, is_shar, read_shar, shar_fields
+from fac_lightning.data.importers.shar_records import Fields, is_shar, read_shar
 from fac_lightning.data.importers.sound import Sound, read_sound, sound_header, spoken_turn
 from fac_lightning.data.importers.told import bad_field, shown
+from fac_lightning.data.intake.shar import list_fields
 
 __all__ = ["LhotseImport"]
 
@@ -80,13 +81,13 @@ class LhotseImport(DialogueImport):
         """Manifest, or all shards."""
         if self.source.is_file():
             return [self.source]
-        return [file for shards in shar_fields(self.source).values() for file in shards.values()]
+        return [file for shards in list_fields(self.source).values() for file in shards.values()]
 
     def pending(self) -> Iterator[Pending | BadData]:
         """One dialogue a cut."""
         items: Iterator[tuple[str, dict[str, Any] | BadData, Fields]]
         if self.source.is_dir():
-            arrays = [name for name, shards in shar_fields(self.source).items() if ".tar" in min(shards.values()).name]
+            arrays = [name for name, shards in list_fields(self.source).items() if ".tar" in min(shards.values()).name]
             self._left |= set(arrays) - {"recording", ANSWER}
             items = read_shar(self.source)
         else:

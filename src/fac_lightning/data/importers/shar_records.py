@@ -11,30 +11,19 @@ from typing import Any
 from fac_lightning.data.errors import BadData
 from fac_lightning.data.importers.json_records import read_json_records
 from fac_lightning.data.importers.told import bad_field
+from fac_lightning.data.intake.shar import list_fields
 
-__all__ = ["is_shar", "read_shar", "shar_fields"]
+__all__ = ["is_shar", "read_shar"]
 
 LARGEST = 256 * 2**20  # bytes of a member
 AGAIN = "Fetch or write the shard again."
-KINDS = ("tar", "tar.gz", "jsonl", "jsonl.gz")
 
 Fields = dict[str, bytes | dict[str, Any]]  # bytes of sound and arrays, objects of JSON fields
 
 
-def shar_fields(folder: Path) -> dict[str, dict[str, Path]]:
-    """Field -> shard -> file."""
-    found: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        name, _, rest = path.name.partition(".")
-        shard, _, kind = rest.partition(".")
-        if shard.isdigit() and kind in KINDS:
-            found.setdefault(name, {})[shard] = path
-    return found
-
-
 def is_shar(folder: Path) -> bool:
     """Whether a folder is lhotse's Shar."""
-    return folder.is_dir() and "cuts" in shar_fields(folder)
+    return folder.is_dir() and "cuts" in list_fields(folder)
 
 
 def read_shar(folder: Path) -> Iterator[tuple[str, dict[str, Any] | BadData, Fields]]:
@@ -47,7 +36,7 @@ def read_shar(folder: Path) -> Iterator[tuple[str, dict[str, Any] | BadData, Fie
     Raises:
         BadData: A field lacks shards (FAC-D14).
     """
-    fields = shar_fields(folder)
+    fields = list_fields(folder)
     cuts = fields.pop("cuts", {})
     for name, shards in fields.items():
         if shards.keys() != cuts.keys():

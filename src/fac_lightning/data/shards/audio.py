@@ -7,17 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fac_lightning.data.audio import to_int16
 from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.shards.storage import Storage
 from fac_lightning.resampling import resample
 
-__all__ = ["LastRecording", "TurnAudio", "to_int16"]
-
-
-def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1] as the 16-bit integers that a corpus trains on."""
-    whole: np.ndarray = np.round(np.clip(samples, -1.0, 32767 / 32768) * 32768).astype(np.int16)
-    return whole
+__all__ = ["LastRecording", "TurnAudio"]
 
 
 @dataclass(frozen=True)

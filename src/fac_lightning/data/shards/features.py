@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fac_lightning.data.audio import to_int16
 from fac_lightning.data.intake.cases import bad_data
-from fac_lightning.data.shards.audio import to_int16
 from fac_lightning.data.shards.storage import Storage
 from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.resampling import resample

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from fac_lightning.data.audio import Span, read_span
+from fac_lightning.data.audio import Span, read_span, to_int16
 from fac_lightning.data.dialogue import turn_span
 from fac_lightning.data.intake.cases import bad_data
-from fac_lightning.data.shards.audio import to_int16
 from fac_lightning.data.shards.features import FeatureMaker, FeaturesOf
 from fac_lightning.data.shards.index import FieldIndex, ShardIndex
 from fac_lightning.data.shards.names import draft_name, index_name, manifest_name, tar_name
