@@ -95,7 +95,10 @@ class Mode(NamedTuple):
 
     def given(self, heard: bool) -> Mode:
         """The mode in which one turn is answered: what the user wrote need not be transcribed."""
-        return self._replace(hears=heard, transcribes=self.transcribes and heard)
+        transcribes = self.transcribes and heard
+        if (heard, transcribes) == (self.hears, self.transcribes):
+            return self
+        return self._replace(hears=heard, transcribes=transcribes)
 
     def read_chain(self, text: str) -> tuple[str | None, str | None]:
         """Transcript and draft of a chain as it was written; None for what is no part of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -86,8 +87,8 @@ class ShardCorpus(RowSource):
             self._check(folder, tokenizer)
         self._places = [(folder, number) for folder in self.folders for number in range(len(folder.shards))]
         rows = [count for folder in self.folders for count in folder.rows()]
-        self._ends = np.cumsum(rows, dtype=np.int64)
-        self._starts = self._ends - rows
+        self._ends: list[int] = np.cumsum(rows, dtype=np.int64).tolist()
+        self._starts = [end - count for end, count in zip(self._ends, rows, strict=True)]
         if not len(self):
             raise ValueError(f"there is no dialogue in {', '.join(map(str, paths))}")
         self._open: OrderedDict[int, ShardItems] = OrderedDict()
@@ -95,7 +96,7 @@ class ShardCorpus(RowSource):
 
     def __len__(self) -> int:
         """Dialogues."""
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process opens shards of its own."""
@@ -140,9 +141,9 @@ class ShardCorpus(RowSource):
 
     def _find(self, index: int) -> tuple[ShardItems, int]:
         """Open shard and row of a dialogue."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
         if not 0 <= index < len(self):
             raise IndexError(f"there are {len(self)} dialogues, none has the number {index}")
+        number = bisect_right(self._ends, index)
         found = self._open.get(number)
         if found is None:
             shard = Shard(*self._places[number])
@@ -152,7 +153,7 @@ class ShardCorpus(RowSource):
             self._close_some()
         else:
             self._open.move_to_end(number)
-        return found, index - int(self._starts[number])
+        return found, index - self._starts[number]
 
     def _close_some(self) -> None:
         """Close the shards that were not asked for longest."""

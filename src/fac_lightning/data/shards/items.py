@@ -55,18 +55,11 @@ class ShardItems:
         Raises:
             ValueError: They are not codes of the model's sizes.
         """
-        sketch = self.sketch(row)
-        if not any(turn.codes is not None for turn in sketch.turns):
-            return sketch
-        codes, first = self._codes(row), 0
-        turns = []
-        for turn in sketch.turns:
-            if turn.codes is not None:
-                last = first + len(turn.codes)
-                turn = SpokenTurn(turn.role, turn.text, codes=codes[first:last], seconds=turn.seconds)
-                first = last
-            turns.append(turn)
-        return CorpusItem(sketch.id, tuple(turns), sketch.system, sketch.unwritten)
+        sketch = self._sketches[row]
+        if not self.says or not self.shard.frames[row]:
+            return self._make(row) if sketch is None else sketch
+        codes = self._codes(row)
+        return self._make(row, codes) if sketch is None else _with_codes(sketch, codes)
 
     def _codes(self, row: int) -> np.ndarray:
         codes = self.shard.codes(row)
@@ -81,16 +74,20 @@ class ShardItems:
             self._checked = True
         return codes
 
-    def _make(self, row: int) -> CorpusItem:
+    def _make(self, row: int, codes: np.ndarray | None = None) -> CorpusItem:
+        """A dialogue from its line, with ``codes`` ``(T, Q)`` of all its turns, or with stand-ins."""
         dialogue = self.shard.dialogue(row)
         turns: list[SpokenTurn] = []
-        unwritten = False
+        unwritten, first = False, 0
         heard = self.shard.features(row, dialogue, self.hop_length) if self.hop_length else {}
         for i, told in enumerate(dialogue.record["supervisions"]):
             span = dialogue.span(i)
             if told["speaker"] == "assistant":
-                codes = self._zeros(dialogue, i) if self.says else None
-                turns.append(SpokenTurn("assistant", told["text"], codes=codes, seconds=told["duration"]))
+                said = self._zeros(dialogue, i) if self.says else None
+                if said is not None and codes is not None:
+                    said = codes[first : first + len(said)]
+                    first += len(said)
+                turns.append(SpokenTurn("assistant", told["text"], None, said, told["duration"]))
                 continue
             unwritten |= (span is not None or i in heard) and not told["text"].strip()
             clip = None
@@ -113,3 +110,15 @@ class ShardItems:
                 "that do not speak"
             )
         return self._blank[:frames] if frames else None
+
+
+def _with_codes(sketch: CorpusItem, codes: np.ndarray) -> CorpusItem:
+    """The dialogue with codes ``(T, Q)`` in place of its stand-ins."""
+    turns, first = [], 0
+    for turn in sketch.turns:
+        if turn.codes is not None:
+            last = first + len(turn.codes)
+            turn = SpokenTurn(turn.role, turn.text, codes=codes[first:last], seconds=turn.seconds)
+            first = last
+        turns.append(turn)
+    return CorpusItem(sketch.id, tuple(turns), sketch.system, sketch.unwritten)
