@@ -17,6 +17,7 @@ from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packed_module import PackedDataModule
+from fac_lightning.data.part_text import part_text
 from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import RowSource
 from fac_lightning.data.shards import ShardCorpus, open_source
@@ -136,6 +137,11 @@ class SpeechChatDataModule(PackedDataModule):
         self.reply, self.system_prompts = reply_rule(lead_in, reply), system_prompts
         self.val_lines, self.cache_audio, self.limits = val_lines, cache_audio, limits
         self.augment = augment
+        self._told = {
+            "reply": part_text(self.reply, "data.reply"),
+            "schedule": part_text(mode_schedule, "data.mode_schedule"),
+            "augment": None if augment is None else part_text(augment, "data.augment"),
+        }
         self.train_planners: dict[str, RowPlanner] = {}
         self.val_planner: RowPlanner | None = None
 
@@ -207,17 +213,18 @@ class SpeechChatDataModule(PackedDataModule):
         )
 
     def _stream_settings(self) -> dict[str, Any]:
-        schedule = self.mode_schedule
+        modes = str(self.modes)
         content = {f"content of {name}": source.fingerprint() for name, source in self.train_corpora.items()}
         return {
             **content,
             "sources": {name: source.settings() for name, source in self.sources.items()},
             "temperature": self.temperature,
-            "modes": str(self.modes) if schedule is None else f"{self.modes} by {schedule}",
+            "modes": modes if self.mode_schedule is None else f"{modes} by {self._told['schedule']}",
             "system_prompts": self.system_prompts,
             "context_turns": self.context_turns,
-            "reply": str(self.reply),
-            "augment": None if self.augment is None else str(Augmentation(self.augment, 0)),
+            "reply": self._told["reply"],
+            "augment": self._told["augment"],
+            **({"features": True} if self.features else {}),
             **self._shared_settings(),
         }
 
