@@ -13,6 +13,7 @@ from torch import nn
 
 from fac_lightning.data.augmentation import Augmentation, AugmentedPlanner, refuse_remembering
 from fac_lightning.data.distortions import Distortion
+from fac_lightning.data.good_dialogues import limit_bad
 from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
@@ -295,16 +296,18 @@ class SpeechChatDataModule(PackedDataModule):
     def _check(self, planner: RowPlanner, paths: list[str], place: float) -> None:
         """Count and log what is left out, split and cut; refuse more than ``MAX_LEFT_OUT``."""
         source, counts, lost = planner.source, Counter[str](), []
+        bad = source.bad if isinstance(source, ShardCorpus) else {}  # fills as dialogues are looked at
         size = min(len(source), MAX_COUNTED)
         for index in range(size):
             mode = source.draw_mode(item := source.sketch(index), self.seed, 0, place)
             if mode is None:
-                counts["unserved"] += 1
+                counts["unserved"] += item.id not in bad
                 continue
             parts, turns = planner.split(index, mode)
             counts.update(long=not parts, split=len(parts) > 1, turns=turns if parts else 0)
             if (cut := source.lay_out(item, mode).lost_text) and parts:
                 lost.append(cut)
+        limit_bad(paths, list(bad.values()), size - len(bad), self.tally.max_bad_share)
         where = ", ".join(paths)
         if left_out := counts["unserved"] + counts["long"]:
             message = (
