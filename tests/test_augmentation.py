@@ -15,7 +15,7 @@ from fac_lightning.cli.build import ensure_forgetful
 from fac_lightning.config import UserError
 from fac_lightning.data import Clip, DialogueSharding, SpeechChatDataModule, SpokenTurn, TextTokenizerTraining
 from fac_lightning.data.augmentation import Augmentation, refuse_remembering
-from fac_lightning.data.distortions import Chain, ColoredNoise, Distortion, Sometimes, Speed, Volume
+from fac_lightning.data.distortions import Chain, ColoredNoise, Sometimes, Speed, Volume
 from fac_lightning.data.row_source import CorpusItem
 from fac_lightning.encoders import CachedEncoder, MelEncoder
 from fac_lightning.testing.dialogues import make_dialogues
@@ -243,20 +243,6 @@ def test_a_dialogue_that_slower_speech_makes_too_long_is_taken_as_recorded(build
     tight = build(augment=Speed((0.5, 0.5)), max_audio_seconds=longest)
     parts = [part for i in range(12) for part in tight.train_planners["train"].plan(i, 0, 0, 0.0)]
     assert {part.take for part in parts} == {None, (0, 0)}
-
-
-class Doubling(Distortion):
-    """No dataclass: it shows its address in memory."""
-
-    def distort(self, audio, sample_rate, rng):
-        return 2 * audio
-
-
-def test_a_distortion_of_ones_own_is_told_alike_in_every_process():
-    first, second = (str(Augmentation(Doubling(), RATE)) for _ in range(2))
-    assert first == second
-    assert "Doubling" in first
-    assert "0x" not in first
 
 
 def test_data_that_change_and_an_encoder_that_remembers_do_not_go_together(build, tmp_path):

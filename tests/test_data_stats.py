@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from fac_lightning.data.stats.histogram import growing_edges, whole_edges
 from fac_lightning.data.stats.tally import MAX_NAMES, OTHERS
 from fac_lightning.prompts import ChatFormat
 from fac_lightning.replies import GroupEnd
+from fac_lightning.testing import FrameEncoder
 from fac_lightning.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 from fac_lightning.types import SpeechGeometry
+from tokenize_parts import LoggedTokenizer
 
 NASTY = "<script>alert('x')</script>"
 
@@ -181,6 +184,25 @@ def test_shards_have_the_figures_of_their_dialogues(folder, tmp_path, monkeypatc
     assert found == expected
     both = DialogueStats([str(tmp_path / "s"), str(source)]).run()
     assert both["dialogues"] == 8
+
+
+def test_features_stand_for_what_users_say(folder, tmp_path):
+    source = tmp_path / "d"
+    with DialogueWriter(source) as writer:
+        for dialogue in read_dialogues(folder / "d"):
+            if dialogue.id != "codes":  # of another tokenizer
+                writer.write(replace(dialogue, id=dialogue.id.replace("/", "-")))
+    codes, encoder = partial(LoggedTokenizer, "/dev/null"), partial(FrameEncoder, 8000, 320)
+    DialogueSharding(str(source), str(tmp_path / "s"), 2, None, codes, features=encoder).run()
+    expected = DialogueStats(str(source), text_tokenizer=str(folder / "bytes")).run()
+    found = DialogueStats(str(tmp_path / "s"), text_tokenizer=str(folder / "bytes")).run()
+    user, spoken = (figures["sides"]["user"] for figures in (found, expected))
+    assert spoken["spoken"] == 3
+    assert (user.pop("sample_rates"), user.pop("containers")) == ({"8000": 2}, {"features": 2})
+    del spoken["sample_rates"], spoken["containers"]
+    assert user == spoken
+    for key in ("hours", "modes", "positions", "density"):
+        assert found[key] == expected[key], key
 
 
 def test_histograms_count_exactly_and_tell_quantiles_to_a_bin():

@@ -16,9 +16,15 @@ from fac_lightning.callbacks import RandomState
 from fac_lightning.data import DialogueSharding, SpeechChatDataModule, TextTokenizerTraining
 from fac_lightning.data.stream import StreamPlace
 from fac_lightning.data.stream_progress import StreamProgress
+from fac_lightning.replies import FrameEnd
+from fac_lightning.testing import FrameEncoder
 from fac_lightning.testing.dialogues import make_dialogues
+from fac_lightning.types import SpeechGeometry
 from fac_lightning.weights import CheckpointError
+from tokenize_parts import LoggedTokenizer
 
+RATE, HOP = 8000, 320
+GEOMETRY = SpeechGeometry(RATE, 5 * HOP, 5, 1, 50, 400)
 STEPS = 7
 LINES = 2  # of a step
 
@@ -30,7 +36,17 @@ def world(tmp_path_factory):
         make_dialogues(folder / name, 25, rounds=2, spoken=False, seed=ord(name))
     DialogueSharding(str(folder / "b"), str(folder / "shards"), shard_size=4, codes=None).run()
     TextTokenizerTraining([str(folder / "a")], 330, str(folder / "tokenizer")).run()
+    make_dialogues(folder / "spoken", 25, sample_rate=RATE, rounds=2)
+    make = lambda: LoggedTokenizer("/dev/null")  # noqa: E731
+    for name, audio in (("heard", None), ("both", "wav")):
+        DialogueSharding(str(folder / "spoken"), str(folder / name), 4, audio, make, features=encoder).run()
     return folder
+
+
+def encoder():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return FrameEncoder(RATE, HOP)
 
 
 @pytest.fixture
@@ -75,6 +91,27 @@ class Dropped(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.1)
 
 
+class Hears(Dropped):
+    """Its loss is of stored features too; the encoder that made them never runs."""
+
+    def __init__(self, log, kill_at=None):
+        super().__init__(log, kill_at)
+        self.encoder, self.proj = encoder().requires_grad_(False), torch.nn.Linear(8, 8)
+
+    def training_step(self, batch, index):
+        assert batch.audio.audio.shape[0] == 0
+        heard = torch.nn.functional.dropout(batch.heard.features, 0.3)
+        return super().training_step(batch, index) + self.tell(index, self.proj(heard).square().sum())
+
+    def tell(self, index, loss):
+        with open(f"{self.log_file}.heard", "a", encoding="utf-8") as file:
+            file.write(json.dumps([index, float(loss.detach()).hex()]) + "\n")
+        return loss
+
+    def on_train_end(self):
+        torch.save(torch.cat([weight.detach().flatten() for weight in self.parameters()]), f"{self.log_file}.weights")
+
+
 class SaveInTheMidst(Callback):
     """Saves behind the first line of a step."""
 
@@ -83,17 +120,17 @@ class SaveInTheMidst(Callback):
             trainer.save_checkpoint(pl_module.log_file.parent / "midst.ckpt")
 
 
-def train(log, module, steps=STEPS, start=None, ranks=1, kill_at=None, callbacks=()):
+def train(log, module, steps=STEPS, start=None, ranks=1, kill_at=None, callbacks=(), lines=LINES, kind=Dropped):
     log.parent.mkdir(exist_ok=True)
     lightning.seed_everything(3, verbose=False)
     many = {"strategy": lightning.pytorch.strategies.DDPStrategy(start_method="fork", process_group_backend="gloo")}
     keep = ModelCheckpoint(log.parent, "{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=ranks, max_steps=steps, accumulate_grad_batches=LINES, logger=False,
+        accelerator="cpu", devices=ranks, max_steps=steps, accumulate_grad_batches=lines, logger=False,
         callbacks=[RandomState(), keep, *callbacks], enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=log.parent, **(many if ranks > 1 else {}),
     )  # fmt: skip
-    trainer.fit(Dropped(log, kill_at), module, ckpt_path=start and str(start), weights_only=False)
+    trainer.fit(kind(log, kill_at), module, ckpt_path=start and str(start), weights_only=False)
 
 
 def told(*logs, rank=0):
@@ -104,6 +141,12 @@ def told(*logs, rank=0):
             index, *given = json.loads(line)
             batches[index] = given
     return [batches[index] for index in sorted(batches)]
+
+
+def heard(*logs):
+    """Losses of the features of each batch."""
+    lines = [json.loads(line) for log in logs for line in (log.parent / "log.heard").read_text().splitlines()]
+    return [lines for _, lines in sorted(dict(lines).items())]
 
 
 def sources(log):
@@ -143,6 +186,33 @@ def test_two_interruptions_change_no_bit(build, tmp_path, num_workers):
     assert told(first, second, third) == told(whole)
     assert len(told(third)) == 2 * LINES, "it goes on, it does not begin anew"
     assert torch.equal(weights(third), weights(whole))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_stored_features_go_on_to_the_bit(build, world, tmp_path, num_workers):
+    data = {
+        "train": str(world / "heard"),
+        "features": True,
+        "modes": {"S2M": 1.0, "S2T": 1.0},
+        "geometry": GEOMETRY,
+        "tokenizer": LoggedTokenizer("/dev/null"),
+    }
+    whole, first, second = (tmp_path / name / "log" for name in ("whole", "first", "second"))
+    train(whole, build(**data), kind=Hears)
+    train(first, build(**data, num_workers=num_workers), 3, kind=Hears)
+    train(second, build(**data, num_workers=num_workers), STEPS, first.parent / "step=3.ckpt", kind=Hears)
+    assert told(first, second) == told(whole)
+    assert len(told(second)) == 4 * LINES
+    assert heard(first, second) == heard(whole)
+    assert len(set(heard(whole))) == STEPS * LINES
+    assert torch.equal(weights(second), weights(whole))
+
+
+def test_features_instead_of_sound_are_other_data(build, world):
+    data = {"train": str(world / "both"), "modes": {"S2T": 1.0}, "geometry": GEOMETRY}
+    with pytest.raises(CheckpointError, match=r"cannot go on exactly \(features: None -> True\)"):
+        build(**data, features=True).load_state_dict(build(**data).state_dict())
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
@@ -240,6 +310,72 @@ def test_other_processes_go_on_behind_all_that_was_seen(build, world, caplog, ra
     assert (
         f"of 1 process(es) with 1 line(s) a step, this run has {ranks} with 1: it goes on with virtual" in caplog.text
     )
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
+@pytest.mark.parametrize(("then", "steps", "now"), [(2, 3, 4), (3, 3, 2), (2, 2, 4)])
+def test_other_lines_a_step_go_on_behind_what_was_seen_in_whole_steps(build, world, tmp_path, caplog, then, steps, now):
+    data = {"train": str(world / "a"), "capacity": 100, "virtual_epoch": None}
+    before, whole, first, second = (tmp_path / name / "log" for name in ("before", "whole", "first", "second"))
+    train(before, build(**data), steps, lines=then)
+    start = before.parent / f"step={steps}.ckpt"
+    with caplog.at_level(logging.WARNING):
+        train(whole, build(**data), steps + 3, start, lines=now)
+    assert f"{then} line(s) a step, this run has 1 with {now}: it goes on with virtual epoch 1" in caplog.text
+    train(first, build(**data), steps + 1, start, lines=now)
+    train(second, build(**data), steps + 3, first.parent / f"step={steps + 1}.ckpt", lines=now)
+    assert len(told(whole)) == 3 * now
+    assert told(first, second) == told(whole)
+    assert torch.equal(weights(second), weights(whole))
+    seen = {name for names, *_ in told(before) for name in names}
+    later = [name for names, *_ in told(whole)[:now] for name in names]
+    assert seen.isdisjoint(later), "nothing comes again in this pass"
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed|Be aware that when using .ckpt_path.")
+def test_other_lines_a_step_behind_a_part_of_a_step_miss_nothing(build, tmp_path):
+    before, midst, behind = (tmp_path / name / "log" for name in ("before", "midst", "behind"))
+    train(before, build(), callbacks=[SaveInTheMidst()])
+    train(midst, build(), start=before.parent / "midst.ckpt", lines=1)
+    train(behind, build(), start=before.parent / "step=2.ckpt", lines=1)
+    assert len(told(midst)) == STEPS - 2
+    assert [ids for ids, *_ in told(midst)] == [ids for ids, *_ in told(behind)]
+
+
+def test_an_epoch_that_ends_within_a_step_is_told(build, caplog):
+    quiet = {"logger": False, "enable_checkpointing": False, "max_steps": 1, "accumulate_grad_batches": 2}
+    for batches, told in ((4, False), (5, True)):
+        module = build()
+        module.trainer = lightning.Trainer(accelerator="cpu", limit_train_batches=batches, **quiet)
+        with caplog.at_level(logging.WARNING):
+            module.train_dataloader()
+        assert ("limit_train_batches 5 is no multiple of trainer.accumulate_grad_batches 2" in caplog.text) == told
+
+
+def test_budgets_are_part_of_the_data(build):
+    state = build().state_dict()
+    for changed, told in (
+        ({"capacity": 170}, r"budget: Budget\(positions=160, .*\) -> Budget\(positions=170, "),
+        ({"look_ahead": 4}, "look_ahead: 3 -> 4"),
+        ({"virtual_epoch": 4}, "virtual_epoch: 3 -> 4"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"cannot go on exactly \({told}"):
+            build(**changed).load_state_dict(state)
+
+
+class Late(FrameEnd):
+    """A rule of one's own that tells nothing of itself."""
+
+    def __init__(self, late):
+        super().__init__()
+        object.__setattr__(self, "late", late)
+
+
+def test_a_rule_of_ones_own_goes_on_and_its_settings_count(build):
+    state = build(reply=Late(2)).state_dict()
+    build(reply=Late(2)).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"\(reply: test_exact_resume\.Late\(late=2\) -> \S+Late\(late=3\)\)"):
+        build(reply=Late(3)).load_state_dict(state)
 
 
 def test_other_data_are_refused_with_what_differs(build, world, tmp_path):

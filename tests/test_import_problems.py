@@ -773,6 +773,11 @@ def rewrite(tar, change):
             content.addfile(info, io.BytesIO(data))
 
 
+def linked(info):
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/hosts"
+    return info
+
+
 SHARS = {
     "fewer": (
         lambda f: rewrite(f / "target_audio.000000.tar", lambda m: m[:2]),
@@ -787,6 +792,11 @@ SHARS = {
     "cut": (
         lambda f: (f / "recording.000000.tar").write_bytes((f / "recording.000000.tar").read_bytes()[:700]),
         "FAC-D11: shard that breaks off",
+        {"q2"},
+    ),
+    "link": (
+        lambda f: rewrite(f / "recording.000000.tar", lambda m: [(linked(m[0][0]), b""), *m[1:]]),
+        "FAC-D13: tar member that is not taken in .*: got a link to '/etc/hosts', want regular files",
         {"q2"},
     ),
 }
@@ -807,7 +817,7 @@ def test_shards_that_do_not_go_together_are_refused(tmp_path, caplog):
     sample = lhotse_shar(tmp_path)
     with tarfile.open(tmp_path / "shar" / "units.000000.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("q0.npy"))
-    with pytest.raises(BadData, match=r"FAC-D14: .*got shards 000000 of 'units', want 000000, 000001"):
+    with pytest.raises(BadData, match=r"FAC-D14: .*field 'units': got 1 shards: lacks shard 000001, want the 2 shards"):
         LhotseImport(sample.source, str(tmp_path / "out"), answer_field="answer").run()
 
 

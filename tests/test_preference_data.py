@@ -1,6 +1,7 @@
 """Preference pairs: on disk, laid out, weighed, drawn by task, packed, and their stored reference."""
 
 import json
+import logging
 import pickle
 from dataclasses import replace
 from itertools import islice
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from fac_lightning.config import RecipeError, ensure, load
 from fac_lightning.data import (
     Clip,
     Dialogue,
@@ -471,6 +473,27 @@ def test_other_mistakes_are_told(build, tmp_path, chat, world):
     module.trainer = lightning.Trainer(logger=False, enable_checkpointing=False, max_epochs=1)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
         module.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("features", True), ("augment", {"_target_": "fac_lightning.data.distortions.Volume"})]
+)
+def test_settings_that_pairs_do_not_have_are_refused_or_dropped_in_a_line(tmp_path, caplog, name, value):
+    recipe = {"data": {"_target_": "fac_lightning.data.PreferenceDataModule", "train": "a", "text_tokenizer": "b"}}
+    recipe["data"][name] = value
+    (tmp_path / "own.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(RecipeError, match=rf"(?s)data\.{name}.*PreferenceDataModule takes no '{name}'.*It takes: "):
+        ensure(load(tmp_path / "own.yaml"))
+    recipe["data"]["_target_"] = "fac_lightning.data.SpeechChatDataModule"
+    (tmp_path / "base.yaml").write_text(json.dumps(recipe))
+    over = {"base": ["base.yaml"], "data": {"_target_": "fac_lightning.data.PreferenceDataModule"}}
+    (tmp_path / "over.yaml").write_text(json.dumps(over))
+    with caplog.at_level(logging.INFO):
+        ensure(load(tmp_path / "over.yaml"))
+    assert (
+        f"data: SpeechChatDataModule -> fac_lightning.data.PreferenceDataModule drops {name} (it takes no"
+        in caplog.text
+    )
 
 
 def test_a_shared_prompt_is_put_in_once(build):

@@ -6,10 +6,15 @@ import gc
 import io
 import json
 import os
+import pickle
 import shutil
 import tarfile
+import threading
 import warnings
 from collections import Counter
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 
@@ -456,6 +461,143 @@ def test_a_remote_read_that_fails_is_tried_again(world, monkeypatch):
     with pytest.raises(FileNotFoundError):
         storage.read("nothing")
     assert waits == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("cache", ["filecache", "simplecache"])
+def test_a_cached_url_keeps_what_was_read_on_this_machine(world, chat, cache):
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    for file in (world / "shards").iterdir():
+        fs.pipe(f"/{cache}/shards/{file.name}", file.read_bytes())
+    local = ShardCorpus([str(world / "shards")], chat, GEOMETRY, tokenizer(), {"S2M": 1.0})
+    url = f"{cache}::memory://{cache}/sh*"
+    corpus = open_source([url], chat, GEOMETRY, tokenizer(), {"S2M": 1.0})
+    assert corpus.folders[0].where.startswith(f"{cache}::memory://")
+    rows = [corpus.row(i, 0, 0) for i in range(len(corpus))]
+    sound = [clip.load() for row in rows for clip in row.clips]
+    fs.rm(f"/{cache}", recursive=True)
+    corpus.close()
+    for i, row in enumerate(rows):
+        again, other = corpus.row(i, 0, 0), local.row(i, 0, 0)
+        assert np.array_equal(again.speech_labels, row.speech_labels)
+        assert np.array_equal(again.speech_labels, other.speech_labels)
+    again = [clip.load() for i in range(len(corpus)) for clip in corpus.row(i, 0, 0).clips]
+    there = [clip.load() for i in range(len(local)) for clip in local.row(i, 0, 0).clips]
+    assert len(there) == 6
+    assert all(map(np.array_equal, again, sound))
+    assert all(map(np.array_equal, again, there))
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Serves pieces of files, as object stores do; the library's own serves whole files alone."""
+
+    def do_GET(self):
+        path, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
+        if path.is_dir() or asked is None:
+            super().do_GET()
+            return
+        data = path.read_bytes()
+        first, last = map(int, asked.removeprefix("bytes=").split("-"))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}")
+        self.send_header("Content-Length", str(len(data[first : last + 1])))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+
+    def log_message(self, *_):
+        """Nothing on the screen."""
+
+
+class WholeFiles(Ranges):
+    do_GET = SimpleHTTPRequestHandler.do_GET
+
+
+@contextmanager
+def served(folder: Path, handler: type[Ranges]):
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def training(world, text: Path, train: str, **more) -> SpeechChatDataModule:
+    made = SpeechChatDataModule(
+        train, str(text), tokenizer=tokenizer(), geometry=GEOMETRY, capacity=512, look_ahead=1, **more
+    )
+    made.setup("fit")
+    return made
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_workers_read_a_url_by_connections_of_their_own(world, tmp_path, scheme):
+    train_text_tokenizer(["say it is the same and in writing"] * 9, 330, str(tmp_path / "text"))
+    here = list(islice(training(world, tmp_path / "text", str(world / "shards")).train_dataloader(), 8))
+    with ExitStack() as stack:
+        url = f"file://{world}"
+        if scheme == "http":
+            pytest.importorskip("aiohttp")
+            url = stack.enter_context(served(world, Ranges))
+        module = training(world, tmp_path / "text", f"{url}/shards", num_workers=2)
+        lines = list(islice(module.train_dataloader(), 8))
+        sent = pickle.loads(pickle.dumps(module._stream()))  # as a worker that is spawned gets it
+        lines += list(islice((line for window in sent for line in window), 8))
+    for line, other in zip(lines, [*here, *here], strict=True):
+        assert line.ids == other.ids
+        assert line.left_out == ()
+        assert np.array_equal(line.audio.audio, other.audio.audio)
+        assert np.array_equal(line.codes, other.codes)
+    assert sum(len(line.audio.lengths) for line in lines) > 8
+
+
+def test_a_server_that_knows_no_ranges_is_told(world, chat):
+    pytest.importorskip("aiohttp")
+    with served(world, WholeFiles) as url:
+        corpus = open_source([f"{url}/shards"], chat, GEOMETRY, tokenizer(), {"S2M": 1.0})
+        with pytest.raises(ValueError, match=r"its server gives whole files alone.* put filecache:: before"):
+            corpus.row(0, 0, 0).clips[0].load()
+        corpus = open_source([f"filecache::{url}/shards"], chat, GEOMETRY, tokenizer(), {"S2M": 1.0})
+        local = ShardCorpus([str(world / "shards")], chat, GEOMETRY, tokenizer(), {"S2M": 1.0})
+        assert np.array_equal(corpus.row(0, 0, 0).clips[0].load(), local.row(0, 0, 0).clips[0].load())
+
+
+def test_limits_leave_out_what_they_leave_out_of_the_dialogues_folder(world, chat):
+    limits = IntakeLimits(min_seconds=0, max_seconds=0.515)
+    folder = Corpus([world / "dialogues"], chat, GEOMETRY, tokenizer(), ALL, limits=limits, max_bad_share=1.0)
+    corpus = open_source([world / "shards"], chat, GEOMETRY, tokenizer(), ALL, limits=limits)
+    rows = [corpus.row(i, 0, 0) for i in range(len(corpus))]
+    assert corpus.bad.keys() == folder.bad_ids == {f"tag/d.{i}" for i in (3, 4, 5, 6)}
+    assert [row.id.rsplit("/", 1)[0] for row in rows if row is not None] == [item.id for item in folder.items]
+    assert str(corpus.bad["tag/d.3"]).startswith("FAC-A15: too long audio in dialogue 'tag/d.3', side 'assistant'")
+    assert corpus.describe()["bad_dialogues"] == 4
+    short = open_source([world / "shards"], chat, GEOMETRY, None, {"S2T": 1.0}, limits=IntakeLimits(min_seconds=0.25))
+    assert [i for i in range(7) if short.row(i, 0, 0) is not None] == [2, 5, 6]
+    assert str(short.bad["tag/d.4"]).startswith("FAC-A14: too short audio in dialogue 'tag/d.4', turn 0: got 0.2480 s")
+    free = open_source([world / "shards"], chat, GEOMETRY, tokenizer(), ALL)
+    assert len({free.fingerprint(), corpus.fingerprint(), short.fingerprint()}) == 3
+    assert free.bad == {}
+
+
+def test_training_counts_what_limits_leave_out_of_shards(world, tmp_path, caplog):
+    train_text_tokenizer(["say it is the same and in writing"] * 9, 330, str(tmp_path / "text"))
+    settings = {"train": str(world / "shards"), "limits": IntakeLimits(max_seconds=0.515, resample=True)}
+    with pytest.raises(BadData, match=r"FAC-A00.*4 bad ones of 7 dialogues \(FAC-A15: 4\)"):
+        training(world, tmp_path / "text", **settings)
+    assert "are held against min_seconds, max_seconds, max_member_bytes alone; resample is about the" in caplog.text
+    module = training(world, tmp_path / "text", **settings, max_bad_share=0.6)
+    assert "4 bad ones of 7 dialogues (FAC-A15: 4) are left out" in caplog.text
+    seen = {name for line in islice(module.train_dataloader(), 9) for name in line.ids}
+    assert {name.rsplit("/", 1)[0] for name in seen} == {"tag/d.0", "tag/d.1", "tag/d.2"}
+    small = IntakeLimits(max_member_bytes=100)
+    with pytest.raises(BadData, match="FAC-D13"):
+        ShardCorpus(
+            [str(without_index(Path(shutil.copytree(world / "shards", tmp_path / "s"))))],
+            None,
+            None,
+            None,
+            {"T2T": 1.0},
+            limits=small,
+        )
 
 
 def test_a_path_says_what_is_opened(world, chat, tmp_path):

@@ -7,7 +7,6 @@ read, so that layout counts the right positions.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,10 +39,6 @@ class Augmentation:
     def keeps_length(self) -> bool:
         """Clips stay as long as they are, in every epoch."""
         return self.distortion.keeps_length
-
-    def __str__(self) -> str:
-        """The distortion, told alike in every process, also where it tells its address in memory."""
-        return re.sub(r" at 0x[0-9a-f]+", "", str(self.distortion))
 
     def __call__(self, item: CorpusItem, seed: int, epoch: int) -> CorpusItem:
         """The dialogue as it is heard in an epoch; nothing is read.

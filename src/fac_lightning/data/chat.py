@@ -13,10 +13,12 @@ from torch import nn
 
 from fac_lightning.data.augmentation import Augmentation, AugmentedPlanner, refuse_remembering
 from fac_lightning.data.distortions import Distortion
+from fac_lightning.data.good_dialogues import limit_bad
 from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mixing import DataSource, mixing_shares
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.packed_module import PackedDataModule
+from fac_lightning.data.part_text import part_text
 from fac_lightning.data.row_plans import RowPlanner
 from fac_lightning.data.row_source import RowSource
 from fac_lightning.data.shards import ShardCorpus, open_source
@@ -136,6 +138,11 @@ class SpeechChatDataModule(PackedDataModule):
         self.reply, self.system_prompts = reply_rule(lead_in, reply), system_prompts
         self.val_lines, self.cache_audio, self.limits = val_lines, cache_audio, limits
         self.augment = augment
+        self._told = {
+            "reply": part_text(self.reply, "data.reply"),
+            "schedule": part_text(mode_schedule, "data.mode_schedule"),
+            "augment": None if augment is None else part_text(augment, "data.augment"),
+        }
         self.train_planners: dict[str, RowPlanner] = {}
         self.val_planner: RowPlanner | None = None
 
@@ -207,17 +214,18 @@ class SpeechChatDataModule(PackedDataModule):
         )
 
     def _stream_settings(self) -> dict[str, Any]:
-        schedule = self.mode_schedule
+        modes = str(self.modes)
         content = {f"content of {name}": source.fingerprint() for name, source in self.train_corpora.items()}
         return {
             **content,
             "sources": {name: source.settings() for name, source in self.sources.items()},
             "temperature": self.temperature,
-            "modes": str(self.modes) if schedule is None else f"{self.modes} by {schedule}",
+            "modes": modes if self.mode_schedule is None else f"{modes} by {self._told['schedule']}",
             "system_prompts": self.system_prompts,
             "context_turns": self.context_turns,
-            "reply": str(self.reply),
-            "augment": None if self.augment is None else str(Augmentation(self.augment, 0)),
+            "reply": self._told["reply"],
+            "augment": self._told["augment"],
+            **({"features": True} if self.features else {}),
             **self._shared_settings(),
         }
 
@@ -288,16 +296,18 @@ class SpeechChatDataModule(PackedDataModule):
     def _check(self, planner: RowPlanner, paths: list[str], place: float) -> None:
         """Count and log what is left out, split and cut; refuse more than ``MAX_LEFT_OUT``."""
         source, counts, lost = planner.source, Counter[str](), []
+        bad = source.bad if isinstance(source, ShardCorpus) else {}  # fills as dialogues are looked at
         size = min(len(source), MAX_COUNTED)
         for index in range(size):
             mode = source.draw_mode(item := source.sketch(index), self.seed, 0, place)
             if mode is None:
-                counts["unserved"] += 1
+                counts["unserved"] += item.id not in bad
                 continue
             parts, turns = planner.split(index, mode)
             counts.update(long=not parts, split=len(parts) > 1, turns=turns if parts else 0)
             if (cut := source.lay_out(item, mode).lost_text) and parts:
                 lost.append(cut)
+        limit_bad(paths, list(bad.values()), size - len(bad), self.tally.max_bad_share)
         where = ", ".join(paths)
         if left_out := counts["unserved"] + counts["long"]:
             message = (

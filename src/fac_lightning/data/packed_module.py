@@ -113,7 +113,21 @@ class PackedDataModule(lightning.LightningDataModule):
                     "Validation never runs: an endless stream has no end of epoch to validate at. Set "
                     "trainer.val_check_interval to a number of batches and trainer.check_val_every_n_epoch to null."
                 )
+        if trainer is not None and isinstance(trainer.limit_train_batches, int):
+            self._tell_parts_of_steps(trainer.limit_train_batches, trainer.accumulate_grad_batches)
         return ResumingLoader(self, self._stream, self.progress, self.tally, self.num_workers)
+
+    @staticmethod
+    def _tell_parts_of_steps(batches: int, window: int) -> None:
+        """Say so where an epoch of the trainer ends within an optimizer step."""
+        if batches % window:
+            log.warning(
+                "trainer.limit_train_batches %d is no multiple of trainer.accumulate_grad_batches %d: the last step of "
+                "each epoch is of %d line(s), which come again in the next",
+                batches,
+                window,
+                batches % window,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training stream and what the stream depends on; to be called by all processes."""

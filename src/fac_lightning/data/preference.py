@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fac_lightning.data.mixing import mixing_shares
 from fac_lightning.data.packed_module import PackedDataModule
 from fac_lightning.data.packing import pack_lines
+from fac_lightning.data.part_text import part_text
 from fac_lightning.data.preference_corpus import PairCorpus
 from fac_lightning.data.preference_rows import PairCollator
 from fac_lightning.data.preference_stream import FixedPairs, PairStream, plan_pairs
@@ -114,6 +115,7 @@ class PreferenceDataModule(PackedDataModule):
         self.mode, self.temperature, self.reference = mode, temperature, reference
         self.reply, self.sil_weight, self.share_prompt = reply_rule(lead_in, reply), sil_weight, share_prompt
         self.system_prompts, self.val_lines, self.cache_audio = system_prompts, val_lines, cache_audio
+        self._reply_text = part_text(self.reply, "data.reply")
         self.train_corpus: PairCorpus | None = None
         self.val_corpus: PairCorpus | None = None
         self._stored: ReferenceStore | None = None
@@ -190,7 +192,7 @@ class PreferenceDataModule(PackedDataModule):
             "content": self.train_corpus.fingerprint() if self.train_corpus is not None else None,
             "mode": self.mode,
             "temperature": self.temperature,
-            "reply": str(self.reply),
+            "reply": self._reply_text,
             "system_prompts": self.system_prompts,
             "sil_weight": self.sil_weight,
             "share_prompt": self.share_prompt,

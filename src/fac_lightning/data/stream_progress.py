@@ -27,11 +27,12 @@ class StreamProgress:
         self.seen = 0  # draws that planning had looked at there
         self._planned: deque[PlannedWindow] = deque()
         self._dropped = 0  # planned windows that are long done
+        self._anew = False  # restored with other windows: the batches of the checkpoint are not whole ones of these
 
     def begin(self, batches: int, window: int) -> StreamPlace:
         """Where an iteration begins when the trainer has counted ``batches``."""
         self.seen, self.start = self.reached(batches, window)[1], self.place(batches, window)
-        self.batches = batches
+        self.batches, self._anew = batches, False
         self._planned.clear()
         self._dropped = 0
         return self.start
@@ -48,7 +49,7 @@ class StreamProgress:
 
     def reached(self, batches: int, window: int) -> tuple[StreamPlace, int]:
         """Place behind the last whole window of ``batches``, and the draws that were looked at on the way there."""
-        done = (batches - self.batches) // window
+        done = 0 if self._anew else (batches - self.batches) // window
         while self._planned and self._dropped < done - 1:
             self._planned.popleft()
             self._dropped += 1
@@ -71,7 +72,7 @@ class StreamProgress:
         return {
             "virtual_epoch": place.virtual_epoch,
             "windows": place.windows,
-            "batches": batches - (batches - self.batches) % window,
+            "batches": batches - (batches - (0 if self._anew else self.batches)) % window,
             "ranks": ranks,  # draw and row with which the virtual epoch began, draws looked at
             "accumulate_grad_batches": window,
             "settings": settings,
@@ -87,7 +88,7 @@ class StreamProgress:
             draw, number, self.seen = state["ranks"][rank]
             self.start = StreamPlace(state["virtual_epoch"], state["windows"], draw, number)
             return
-        self.seen = max(seen for _, _, seen in state["ranks"])
+        self._anew, self.seen = True, max(seen for _, _, seen in state["ranks"])
         self.start = StreamPlace(state["virtual_epoch"] + 1, 0, self.seen, 0)
         log.warning(
             "The checkpoint is of %d process(es) with %d line(s) a step, this run has %d with %d: it goes on with "

@@ -11,11 +11,11 @@ from typing import Any
 from fac_lightning.data.errors import BadData
 from fac_lightning.data.importers.json_records import read_json_records
 from fac_lightning.data.importers.told import bad_field
-from fac_lightning.data.intake.shar import list_fields
+from fac_lightning.data.intake.limits import IntakeLimits
+from fac_lightning.data.intake.shar import check_fields, check_member, list_fields
 
 __all__ = ["is_shar", "read_shar"]
 
-LARGEST = 256 * 2**20  # bytes of a member
 AGAIN = "Fetch or write the shard again."
 
 Fields = dict[str, bytes | dict[str, Any]]  # bytes of sound and arrays, objects of JSON fields
@@ -37,12 +37,9 @@ def read_shar(folder: Path) -> Iterator[tuple[str, dict[str, Any] | BadData, Fie
         BadData: A field lacks shards (FAC-D14).
     """
     fields = list_fields(folder)
-    cuts = fields.pop("cuts", {})
-    for name, shards in fields.items():
-        if shards.keys() != cuts.keys():
-            told = f"shards {', '.join(shards)} of {name!r}"
-            rule, advice = f"{', '.join(cuts)}, as of the cuts", "Fetch what is missing."
-            raise BadData("FAC-D14", "shards that do not go together", str(folder), told, rule, advice)
+    for problem in check_fields(folder, fields):
+        raise problem
+    cuts = fields.pop("cuts")
     for shard, file in cuts.items():
         names = list(fields)
         readers = [_field_items(fields[name][shard]) for name in names]
@@ -84,11 +81,10 @@ def _field_items(file: Path) -> Iterator[tuple[str, bytes | dict[str, Any] | Non
                 raise bad_field(where, record, "an object with a 'cut_id'")
             yield str(record["cut_id"]), record
         return
+    limits = IntakeLimits()
     with tarfile.open(file, "r|*") as content:
         for info in content:
-            if not info.isfile() or info.size > LARGEST:
-                told, rule = f"{info.name}, {info.size} bytes", f"regular files up to {LARGEST} bytes"
-                raise BadData("FAC-D13", "tar member that is not taken", str(file), told, rule, "Do not use the shard.")
+            check_member(info, str(file), limits)
             name, ending = info.name.rsplit(".", 1) if "." in info.name else (info.name, "")
             if ending in ("json", "nometa"):
                 continue  # what is told of the data, which tell it themselves

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from fac_lightning.data.codes import tokenizer_fingerprint
+from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mode_schedule import ModeSchedule
 from fac_lightning.data.row_source import CorpusItem, RowSource
 from fac_lightning.data.shards.audio import LastRecording
 from fac_lightning.data.shards.features import FeaturesOf
 from fac_lightning.data.shards.folder import ShardFolder
 from fac_lightning.data.shards.items import ShardItems
+from fac_lightning.data.shards.length_limits import LengthLimits
 from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, CodesOf
 from fac_lightning.data.shards.shard import Shard
 from fac_lightning.prompts import MODES, ChatFormat
@@ -52,6 +55,8 @@ class ShardCorpus(RowSource):
         window: Shards whose dialogues are shuffled together. Twice as many and two are kept open, and small ones beyond
             that, as lines that are still being packed reach back into them.
         features: Take what a frozen encoder has said of the users' turns (``fac data shard --features``), not sound.
+        limits: Of the lengths of turns and recordings that modes use; dialogues outside are left out, see ``bad``. None
+            leaves out none.
 
     Raises:
         BadData: Shards are not whole, or do not go together (``FAC-D11`` to ``FAC-D14``).
@@ -70,6 +75,7 @@ class ShardCorpus(RowSource):
         mode_schedule: ModeSchedule | None = None,
         window: int = 4,
         features: bool = False,
+        limits: IntakeLimits | None = None,
     ) -> None:
         super().__init__(chat, geometry, modes, system_prompts, reply, mode_schedule)
         if window < 1:
@@ -82,7 +88,9 @@ class ShardCorpus(RowSource):
         self._codes_of: CodesOf | None = None
         self.features = features
         self.features_of: FeaturesOf | None = None
-        self.folders = [ShardFolder(str(path)) for path in paths]
+        self.folders = [ShardFolder(str(path), limits) for path in paths]
+        rate, where = geometry.sample_rate if geometry is not None else 1, ", ".join(map(str, paths))
+        self._lengths = None if limits is None else LengthLimits(limits, rate, where)
         for folder in self.folders:
             self._check(folder, tokenizer)
         self._places = [(folder, number) for folder in self.folders for number in range(len(folder.shards))]
@@ -112,6 +120,16 @@ class ShardCorpus(RowSource):
         shard, row = self._find(index)
         return shard.sketch(row)
 
+    def served(self, item: CorpusItem) -> dict[str, str]:
+        """As of any source; none of a dialogue that is too short or too long."""
+        taken = self._lengths is None or self._lengths.takes(item)
+        return super().served(item) if taken else {}
+
+    @property
+    def bad(self) -> dict[str, BadData]:
+        """What is wrong with the dialogues that were left out so far, by their ids."""
+        return {} if self._lengths is None else self._lengths.bad
+
     def order(self, seed: int, epoch: int) -> Iterator[int]:
         """Every index once: shards in an order of this epoch's own, dialogues mixed within ``window`` of them."""
         draw = np.random.default_rng([seed, epoch])
@@ -122,11 +140,15 @@ class ShardCorpus(RowSource):
 
     def fingerprint(self) -> str:
         """Of the shards' content, wherever they lie."""
-        return blake2b(" ".join(folder.fingerprint() for folder in self.folders).encode(), digest_size=8).hexdigest()
+        told = [folder.fingerprint() for folder in self.folders]
+        told += [] if self._lengths is None else [str(self._lengths)]
+        return blake2b(" ".join(told).encode(), digest_size=8).hexdigest()
 
     def describe(self) -> dict[str, float]:
         """Counts of what is there; hours only where ``fac data shard`` has written all of it."""
         counts: dict[str, float] = {"dialogues": len(self), "shards": len(self._places)}
+        if self._lengths is not None:
+            counts["bad_dialogues"] = len(self.bad)
         told = [folder.summary for folder in self.folders]
         for name in ("turns", "user_hours", "assistant_hours"):
             known = [summary[name] for summary in told if summary is not None]

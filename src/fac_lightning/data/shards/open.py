@@ -49,7 +49,7 @@ def open_source(
         cache_audio: Keep the users' waveforms of a ``Corpus``; those of shards are never kept.
         progress: Show a bar while codes are made.
         mode_schedule: How the weights change.
-        limits: What a ``Corpus`` accepts.
+        limits: What a ``Corpus`` accepts; of shards, the lengths of turns and recordings and the size of a member.
         max_bad_share: Of the dialogues of a ``Corpus``.
         features: Take the encoder's features that shards hold, and no sound.
 
@@ -74,9 +74,8 @@ def open_source(
             f"{shards[0]} holds shards and {other} does not: one source is of one kind. Write shards of both "
             "(fac data shard), or name them as sources of their own"
         )
-    return ShardCorpus(
-        shards, chat, geometry, tokenizer, modes, system_prompts, reply, mode_schedule, features=features
-    )
+    settings = (chat, geometry, tokenizer, modes, system_prompts, reply, mode_schedule)
+    return ShardCorpus(shards, *settings, features=features, limits=limits)
 
 
 def holds_shards(path: str | Path) -> bool:
@@ -113,4 +112,7 @@ def expand_paths(paths: Sequence[str | Path]) -> list[str]:
 
 def _remote_glob(url: str) -> list[str]:
     fs, pattern = remote_system(url)
-    return [fs.unstrip_protocol(path) for path in sorted(fs.glob(pattern))]
+    chain = url.split("::")  # such as filecache::s3://bucket/*, of which a path comes back without the cache
+    place = next(i for i, link in enumerate(chain) if is_url(link))
+    found = [fs.unstrip_protocol(path) for path in sorted(fs.glob(pattern))]
+    return ["::".join([*chain[:place], path, *chain[place + 1 :]]) for path in found]

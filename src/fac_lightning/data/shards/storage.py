@@ -93,8 +93,9 @@ class RemoteFolder(Storage):
     def files(self) -> dict[str, int]:
         """Bytes of every file by its name."""
         fs, root = self._system()
-        found = _again(lambda: fs.ls(root, detail=True))
-        return {one["name"].rsplit("/", 1)[-1]: int(one["size"] or 0) for one in found if one["type"] == "file"}
+        found = [one for one in _again(lambda: fs.ls(root, detail=True)) if one["type"] == "file"]
+        sizes = [one["size"] if one["size"] is not None else _size(fs, one["name"]) for one in found]
+        return {one["name"].rsplit("/", 1)[-1]: int(size) for one, size in zip(found, sizes, strict=True)}
 
     def read(self, name: str) -> bytes:
         """A whole file."""
@@ -104,7 +105,13 @@ class RemoteFolder(Storage):
     def read_range(self, name: str, start: int, count: int) -> bytes:
         """``count`` bytes from ``start``."""
         fs, root = self._system()
-        return bytes(_again(lambda: fs.cat_file(f"{root}/{name}", start=start, end=start + count)))
+        data = bytes(_again(lambda: fs.cat_file(f"{root}/{name}", start=start, end=start + count)))
+        if len(data) > count:
+            raise ValueError(
+                f"{self.path(name)} gave {len(data)} bytes where {count} were asked for: its server gives whole files "
+                "alone. Keep them on this machine as they are read: put filecache:: before the URL"
+            )
+        return data
 
     def open(self, name: str) -> BinaryIO:
         """A file to go through."""
@@ -118,6 +125,14 @@ class RemoteFolder(Storage):
             fs, root = remote_system(self.where)
             self._opened = (os.getpid(), fs, root.rstrip("/"))
         return self._opened[1], self._opened[2]
+
+
+def _size(fs: Any, path: str) -> int:
+    """Bytes of a file of which the listing does not tell them, as on web servers; 0 where nobody knows."""
+    size, inside = _again(lambda: fs.info(path))["size"], getattr(fs, "fs", None)
+    if size is None and inside is not None:  # a cache looks into the listing alone
+        size = _again(lambda: inside.info(path))["size"]
+    return int(size or 0)
 
 
 def is_url(path: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fac_lightning.data.dialogue import check_turn, load_turn_codes, read_cuts, turn_span
 from fac_lightning.data.shards import ShardFolder
+from fac_lightning.data.shards.features import FeaturesOf
 from fac_lightning.data.shards.open import expand_paths, holds_shards
 from fac_lightning.data.shards.records import CodesOf
 from fac_lightning.data.shards.shard import Shard, StoredDialogue
@@ -82,20 +83,24 @@ def _of_cut(cut: Any) -> DialogueFacts:
 
 def _of_shards(path: str) -> Iterator[DialogueFacts]:
     folder = ShardFolder(path)
-    of = folder.codes_of()
+    of, heard_by = folder.codes_of(), folder.features_of()
     for number in range(len(folder.shards)):
         shard = Shard(folder, number)
         for row in range(len(shard)):
-            yield _of_stored(shard.dialogue(row), of)
+            yield _of_stored(shard.dialogue(row), of, heard_by)
 
 
-def _of_stored(stored: StoredDialogue, of: CodesOf | None) -> DialogueFacts:
+def _of_stored(stored: StoredDialogue, of: CodesOf | None, heard_by: FeaturesOf | None) -> DialogueFacts:
     turns, recordings = [], {}
     custom = stored.record.get("custom") or {}
     for i, told in enumerate(stored.record["supervisions"]):
         span, frames, role = stored.span(i), stored.code_frames[i], told["speaker"]
         name, rate = (of.tokenizer, of.frame_rate) if of is not None else ("unknown", 25.0)
         seconds = frames / rate if frames else None
+        heard = (told.get("custom") or {}).get("feature_samples")
+        if span is None and heard is not None and heard_by is not None:
+            seconds = heard / heard_by.sample_rate
+            recordings[role] = (role, heard_by.sample_rate, "features")
         if span is not None:
             seconds = span[2] / span[0].rate
             recordings[role] = (role, span[0].rate, "shar")
