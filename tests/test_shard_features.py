@@ -30,7 +30,7 @@ from fac_lightning.data.distortions import Volume
 from fac_lightning.data.errors import BadData
 from fac_lightning.data.lhotse_setup import import_lhotse
 from fac_lightning.data.packing import collate_line
-from fac_lightning.data.shards.features import FeaturesOf, encoder_fingerprint
+from fac_lightning.data.shards.features import FeatureMaker, FeaturesOf, encoder_fingerprint
 from fac_lightning.encoders import CachedEncoder
 from fac_lightning.tasks import SpeechSFT
 from fac_lightning.testing import FrameEncoder, tiny_speech_lm
@@ -134,6 +134,21 @@ def test_the_encoder_does_not_run_and_batches_move_whole(world, monkeypatch):
     (line,) = lines(module(world, "half"), 1)
     assert whole(line).text_count > 0
     assert to_device(line, "meta").heard.features.is_meta
+
+
+def test_turns_are_heard_many_at_a_time_and_as_if_alone(monkeypatch):
+    monkeypatch.setattr("fac_lightning.data.shards.features.BATCH_SECONDS", {"cpu": 1})
+    rng, batches = np.random.default_rng(1), []
+    turns = [(rng.integers(-9000, 9000, n).astype(np.int16), 8000) for n in (900, 4000, 0, 2500, 8000, 3900, 16000)]
+    maker = FeatureMaker(encoder, "float32")
+    maker.encoder.register_forward_pre_hook(lambda _, given: batches.append(tuple(given[1].tolist())))
+    found = maker(turns)
+    assert batches == [(16000,), (8000,), (4000, 3900), (2500, 900)]
+    assert [samples for _, samples in found] == [len(sound) for sound, _ in turns]
+    for (features, _), turn in zip(found, turns, strict=True):
+        ((alone, _),) = maker([turn])
+        assert features.shape == alone.shape
+        np.testing.assert_allclose(features, alone, rtol=1e-6, atol=1e-6)
 
 
 def test_sound_of_another_rate_becomes_what_training_would_hear(world, tmp_path):

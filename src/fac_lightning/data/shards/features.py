@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from fac_lightning.data.audio import to_int16
 from fac_lightning.data.intake.cases import bad_data
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FEATURE_DTYPES = {"float16": "<f2", "float32": "<f4"}
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)  # in which a model may hold the same weights
+BATCH_SECONDS = {"cuda": 240, "cpu": 30}  # of padded audio that an encoder hears at once
 SAMPLES_PER_WEIGHT = 4096  # values of each weight that enter the fingerprint
 
 
@@ -68,7 +70,7 @@ def encoder_fingerprint(encoder: SpeechEncoder, dtype: torch.dtype = torch.float
 
 
 class FeatureMaker:
-    """Run an encoder over turns, one by one; it is made once in each process.
+    """Run an encoder over turns, many at once; it is made once in each process.
 
     Args:
         make: Makes the encoder.
@@ -101,26 +103,43 @@ class FeatureMaker:
         """Type of the numbers in the tar."""
         return FEATURE_DTYPES["float32" if self.encoder.codebook_size is not None else self.kept]
 
-    @torch.no_grad()
-    def __call__(self, samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
-        """Features ``(T, C)`` of a turn ``(S,)`` int16, and its samples at the encoder's rate.
+    def __call__(self, turns: Sequence[tuple[np.ndarray, int]]) -> list[tuple[np.ndarray, int]]:
+        """Features ``(T, C)`` of turns ``(S,)`` int16 at their rates, and the samples of each at the encoder's rate.
 
-        Raises:
-            ValueError: They have no place in the type that they are kept in.
+        Turns of similar length share a batch. What the type of the tar cannot hold is infinite.
         """
-        encoder = self.encoder
-        if rate != encoder.sample_rate:
-            samples = to_int16(resample(samples.astype(np.float32) / 32768, rate, encoder.sample_rate))
-        if not len(samples):
-            return np.zeros((0, encoder.dim), self.dtype), 0
-        device = next((one.device for one in encoder.state_dict().values()), torch.device("cpu"))
-        audio = torch.from_numpy(samples.astype(np.float32) * (1 / 32768))[None].to(device)
-        given = encoder(audio, torch.tensor([len(samples)], device=device))
+        heard = [self._at_rate(*turn) for turn in turns]
+        found = [np.zeros((0, self.encoder.dim), self.dtype)] * len(turns)
+        seconds = BATCH_SECONDS.get(self._device.type, BATCH_SECONDS["cpu"])
+        rest = sorted((i for i, samples in enumerate(heard) if len(samples)), key=lambda i: -len(heard[i]))
+        while rest:
+            size = max(1, seconds * self.encoder.sample_rate // len(heard[rest[0]]))
+            batch, rest = rest[:size], rest[size:]
+            for i, features in zip(batch, self._features([heard[i] for i in batch]), strict=True):
+                found[i] = features
+        return [(features, len(samples)) for features, samples in zip(found, heard, strict=True)]
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the encoder is."""
+        return next((one.device for one in self.encoder.state_dict().values()), torch.device("cpu"))
+
+    def _at_rate(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        """Samples int16 at the encoder's rate."""
+        wanted = self.encoder.sample_rate
+        if rate == wanted:
+            return samples
+        return to_int16(resample(samples.astype(np.float32) / 32768, rate, wanted))
+
+    @torch.no_grad()
+    def _features(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Features of clips, as they are kept."""
+        clips = [torch.from_numpy(samples.astype(np.float32) * (1 / 32768)) for samples in batch]
+        lengths = torch.tensor([len(clip) for clip in clips])
+        given = self.encoder(pad_sequence(clips, batch_first=True).to(self._device), lengths.to(self._device))
         with np.errstate(over="ignore"):
-            kept = given.features[0, : int(given.lengths[0])].float().cpu().numpy().astype(self.dtype)
-        if not np.isfinite(kept).all():
-            raise ValueError(f"features that {self.dtype} cannot hold; keep them as float32 (feature_dtype)")
-        return kept, len(samples)
+            kept = given.features.float().cpu().numpy().astype(self.dtype)
+        return [each[:frames] for each, frames in zip(kept, given.lengths.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,8 +36,11 @@ from fac_lightning.data.shards.tar import TarField
 
 __all__ = ["AUDIO_FORMATS", "ShardTask", "ShardWriter"]
 
+T_ = TypeVar("T_")
+
 #: name of an audio format -> format and subtype of libsndfile
 AUDIO_FORMATS = {"flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
+HEARD_SECONDS = 240.0  # of users that are in memory at once where an encoder hears them
 CODE_DTYPES = ("|u1", "<u2", "<i4")  # smallest first
 
 
@@ -88,25 +92,32 @@ class ShardWriter:
         drafts = {name: self.folder / draft_name(tar_name(name, task.number)) for name in self.fields}
         dtype = self._code_dtype(task.codes.values())
         columns = next((codes.shape[1] for codes in task.codes.values()), 1)
-        left_out: list[dict[str, str]] = []
         with ExitStack() as opened:
             tars = {name: opened.enter_context(TarField(draft)) for name, draft in drafts.items()}
             shard = _Shard(tars, self.audio, self.codes_of, dtype, self.features)
-            for cut in task.cuts:
-                turns = [i for i in range(len(cut.supervisions)) if (cut.id, i) in task.codes]
-                try:
-                    if cut.id in task.bad:
-                        raise ValueError(task.bad[cut.id])
-                    shard.add(cut, {i: task.codes[cut.id, i] for i in turns})
-                except (ValueError, OSError) as error:
-                    if not self.skip_bad:
-                        raise
-                    left_out.append({"id": cut.id, "reason": str(error)})
+            refused: dict[str, str] = {}
+            for cuts in _portions(task.cuts, HEARD_SECONDS if self.features is not None else 0.0):
+                tried = [self._tried(refused, cut.id, partial(shard.read, cut, task)) for cut in cuts]
+                read = [one for one in tried if one is not None]
+                shard.hear(read)
+                for one in read:
+                    self._tried(refused, one.cut.id, partial(shard.write, one))
+            left_out = [{"id": cut.id, "reason": refused[cut.id]} for cut in task.cuts if cut.id in refused]
             kinds = {CODES: (dtype, columns)}
             if self.features is not None:
                 kinds[FEATURES] = (self.features.dtype, self.features.encoder.dim)
             fields = {name: tar.finish(*kinds.get(name, ())) for name, tar in tars.items()}
         return self._publish(task.number, fields, shard, left_out)
+
+    def _tried(self, refused: dict[str, str], name: str, step: Callable[[], T_]) -> T_ | None:
+        """What a step gives; the reason is kept where a dialogue cannot be stored and may be left out."""
+        try:
+            return step()
+        except (ValueError, OSError) as error:
+            if not self.skip_bad:
+                raise
+            refused[name] = str(error)
+            return None
 
     def _publish(
         self, number: int, fields: dict[str, FieldIndex], shard: _Shard, left_out: list[dict[str, str]]
@@ -133,6 +144,18 @@ class ShardWriter:
         return next(name for name in CODE_DTYPES if largest <= np.iinfo(name).max)
 
 
+@dataclass
+class _Read:
+    """A dialogue on its way into a shard."""
+
+    cut: Any
+    codes: Mapping[int, np.ndarray]  # by turn
+    members: dict[str, tuple[str, bytes, dict[str, Any], int]] = field(default_factory=dict)  # of the tars
+    sounds: Mapping[int, tuple[np.ndarray, int]] = field(default_factory=dict)  # of the user's turns, with their rate
+    heard: Mapping[int, tuple[np.ndarray, int]] = field(default_factory=dict)  # features of these
+    clipped: int = 0  # samples
+
+
 class _Shard:
     """Lines of the manifest and members of the tars, dialogue by dialogue."""
 
@@ -151,29 +174,54 @@ class _Shard:
             ("turns", "user_seconds", "assistant_seconds", "code_frames", "clipped_samples"), 0
         )
 
-    def add(self, cut: Any, codes: Mapping[int, np.ndarray]) -> None:
-        """Append a dialogue; what is wrong is told before anything is written."""
-        members: dict[str, tuple[str, bytes, dict[str, Any], int]] = {}
-        heard: dict[int, tuple[np.ndarray, int]] = {}
-        clipped = 0
+    def read(self, cut: Any, task: ShardTask) -> _Read:
+        """Sound and codes of a dialogue; what is wrong is told before anything is written.
+
+        Raises:
+            ValueError: It cannot be stored.
+        """
+        if cut.id in task.bad:
+            raise ValueError(task.bad[cut.id])
+        turns = range(len(cut.supervisions))
+        read = _Read(cut, {i: task.codes[cut.id, i] for i in turns if (cut.id, i) in task.codes})
         for name, span in _sides(cut).items():
             hears = name == RECORDING and self.features is not None
             if self.audio is None and not hears:
                 continue
             samples = read_span(span)
-            clipped += int((np.abs(samples) > 1.0).sum())
+            read.clipped += int((np.abs(samples) > 1.0).sum())
             whole = to_int16(samples)
             _check_turns(cut, name, len(whole))
             rate = span.recording.sampling_rate
             if hears:
-                heard = self._hear(cut, whole, rate)
+                read.sounds = _user_turns(cut, whole, rate)
             if self.audio is not None:
                 told = audio_placeholder(span.recording.id, rate, len(whole))
-                members[name] = (self.audio, encode_audio(whole, rate, self.audio), told, 0)
+                read.members[name] = (self.audio, encode_audio(whole, rate, self.audio), told, 0)
+        return read
+
+    def hear(self, dialogues: Sequence[_Read]) -> None:
+        """Let the encoder hear the users of some dialogues, all at once."""
+        if self.features is None:
+            return
+        found = iter(self.features([sound for one in dialogues for sound in one.sounds.values()]))
+        for one in dialogues:
+            one.heard = {i: next(found) for i in one.sounds}
+
+    def write(self, read: _Read) -> None:
+        """Append a dialogue.
+
+        Raises:
+            ValueError: Its features have no place in the type that they are kept in.
+        """
+        cut, codes, heard, members = read.cut, read.codes, read.heard, read.members
         placeholders = {name: told for name, (_, _, told, _) in members.items()}
         record = shard_record(cut, placeholders, codes, self.codes_of, heard, self.features_of)
         if heard:
             frames = np.concatenate([features for features, _ in heard.values()])
+            if not np.isfinite(frames).all():
+                told = f"dialogue {cut.id!r}: features that {frames.dtype} cannot hold"
+                raise ValueError(f"{told}; keep them as float32 (feature_dtype)")
             data = npy_bytes(frames)
             members[FEATURES] = ("npy", data, array_placeholder(frames.shape), len(data) - frames.nbytes)
         if codes:
@@ -183,22 +231,12 @@ class _Shard:
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
         for name, tar in self.tars.items():
             if name in members:
-                suffix, data, told, header = members[name]
-                tar.add(cut.id, suffix, data, json.dumps(told, separators=(",", ":")), header)
+                suffix, data, placeholder, header = members[name]
+                tar.add(cut.id, suffix, data, json.dumps(placeholder, separators=(",", ":")), header)
             else:
                 tar.skip(cut.id)
         self.lines.append(line)
-        self._count(cut, codes, clipped)
-
-    def _hear(self, cut: Any, whole: np.ndarray, rate: int) -> dict[int, tuple[np.ndarray, int]]:
-        """Features of each spoken turn of the user, and its samples at the encoder's rate."""
-        assert self.features is not None
-        heard = {}
-        for i, supervision in enumerate(cut.supervisions):
-            if supervision.speaker == "user" and turn_span(cut, i) is not None:
-                first, count = round(supervision.start * rate), round(supervision.duration * rate)
-                heard[i] = self.features(whole[first : first + count], rate)
-        return heard
+        self._count(cut, codes, read.clipped)
 
     def _count(self, cut: Any, codes: Mapping[int, np.ndarray], clipped: int) -> None:
         self.counts["turns"] += len(cut.supervisions)
@@ -207,6 +245,30 @@ class _Shard:
         for i, supervision in enumerate(cut.supervisions):
             if i in codes or turn_span(cut, i) is not None:
                 self.counts[f"{supervision.speaker}_seconds"] += supervision.duration
+
+
+def _portions(cuts: Sequence[Any], seconds: float) -> Iterator[list[Any]]:
+    """Cuts in their order, as many at a time as have so much sound of the user; one where ``seconds`` is 0."""
+    taken: list[Any] = []
+    sound = 0.0
+    for cut in cuts:
+        taken.append(cut)
+        sound += cut.duration if cut.has_recording else 0.0
+        if sound >= seconds:
+            yield taken
+            taken, sound = [], 0.0
+    if taken:
+        yield taken
+
+
+def _user_turns(cut: Any, whole: np.ndarray, rate: int) -> dict[int, tuple[np.ndarray, int]]:
+    """Samples and rate of each spoken turn of the user."""
+    found = {}
+    for i, supervision in enumerate(cut.supervisions):
+        if supervision.speaker == "user" and turn_span(cut, i) is not None:
+            first, count = round(supervision.start * rate), round(supervision.duration * rate)
+            found[i] = whole[first : first + count], rate
+    return found
 
 
 def _sides(cut: Any) -> dict[str, Span]:
