@@ -31,6 +31,7 @@ from fac_lightning.data import (
     read_pairs,
 )
 from fac_lightning.data.errors import BadData
+from fac_lightning.data.intake import IntakeLimits
 from fac_lightning.data.mixing import mixing_shares
 from fac_lightning.data.preference_rows import PairCollator
 from fac_lightning.data.preference_stream import FixedPairs, PairStream, plan_pairs
@@ -349,6 +350,13 @@ def test_a_pair_that_cannot_be_read_is_left_out(build):
     assert int(muted.task_totals.sum()) == 0
     assert muted.line.sources == ()
     assert muted.line.audio.audio.abs().max() == 0
+
+
+def test_limits_hold_for_the_dialogues_of_pairs(build):
+    with pytest.raises(BadData, match=r"FAC-A00.*1\.00"):
+        build(limits=IntakeLimits(max_seconds=0.1))
+    whole = build(limits=IntakeLimits(max_seconds=60.0))
+    assert len(whole.train_corpus) == len(build().train_corpus) > 0
 
 
 def _bad(answer, load):

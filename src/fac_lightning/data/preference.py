@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.mixing import mixing_shares
 from fac_lightning.data.packed_module import PackedDataModule
 from fac_lightning.data.packing import pack_lines
@@ -66,6 +67,7 @@ class PreferenceDataModule(PackedDataModule):
         resume_changed: ``refuse`` to go on with other data than those of the checkpoint, or ``continue`` and warn.
         max_bad_share: Share of dialogues that may be bad before setup refuses, and of pairs whose audio turns out to be
             unreadable before the run stops; up to it they are left out and counted.
+        limits: What is accepted of manifests and audio, such as ``roots``; see ``IntakeLimits``.
     """
 
     batch_type = PreferenceBatch
@@ -96,6 +98,7 @@ class PreferenceDataModule(PackedDataModule):
         virtual_epoch: int | None = None,
         resume_changed: Literal["refuse", "continue"] = "refuse",
         max_bad_share: float = 0.01,
+        limits: IntakeLimits | None = None,
     ) -> None:
         super().__init__(
             text_tokenizer,
@@ -114,7 +117,7 @@ class PreferenceDataModule(PackedDataModule):
         self.val_path, self.tokenizer, self.geometry = val, tokenizer, geometry
         self.mode, self.temperature, self.reference = mode, temperature, reference
         self.reply, self.sil_weight, self.share_prompt = reply_rule(lead_in, reply), sil_weight, share_prompt
-        self.system_prompts, self.val_lines, self.cache_audio = system_prompts, val_lines, cache_audio
+        self.system_prompts, self.val_lines, self.cache_audio, self.limits = system_prompts, val_lines, cache_audio, limits
         self._reply_text = part_text(self.reply, "data.reply")
         self.train_corpus: PairCorpus | None = None
         self.val_corpus: PairCorpus | None = None
@@ -219,6 +222,7 @@ class PreferenceDataModule(PackedDataModule):
             self.sil_weight,
             self.share_prompt,
             self.cache_audio,
+            limits=self.limits,
             max_bad_share=self.tally.max_bad_share,
         )
         taken = [self.budget.takes(corpus.cost(i)) for i in range(len(corpus))]
