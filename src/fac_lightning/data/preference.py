@@ -117,7 +117,8 @@ class PreferenceDataModule(PackedDataModule):
         self.val_path, self.tokenizer, self.geometry = val, tokenizer, geometry
         self.mode, self.temperature, self.reference = mode, temperature, reference
         self.reply, self.sil_weight, self.share_prompt = reply_rule(lead_in, reply), sil_weight, share_prompt
-        self.system_prompts, self.val_lines, self.cache_audio, self.limits = system_prompts, val_lines, cache_audio, limits
+        self.system_prompts, self.val_lines = system_prompts, val_lines
+        self.cache_audio, self.limits = cache_audio, limits
         self._reply_text = part_text(self.reply, "data.reply")
         self.train_corpus: PairCorpus | None = None
         self.val_corpus: PairCorpus | None = None
