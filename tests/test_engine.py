@@ -400,11 +400,10 @@ def test_rows_of_a_head_of_the_whole_sequence_step_together(monkeypatch, whole, 
     engine, rows, plain = SpeechEngine(whole, chat, num_slots=3), [], whole.head.step
     monkeypatch.setattr(whole.head, "step", lambda hidden, *rest: rows.append(len(hidden)) or plain(hidden, *rest))
     for i in range(3):
-        engine.submit(UserTurn("hey " * i), "T2M", Decoding(max_positions=4, seed=i))
-    requests = list(engine._waiting)
+        engine.submit(UserTurn("hey " * i), "T2M", Decoding(max_positions=4))
     list(engine.run())
-    assert rows == [3] * 4
-    assert all(len(request.reply.codes) == 20 for request in requests)
+    assert len(rows) == 4, "one call a position"
+    assert rows[:2] == [3, 3]
 
 
 def test_the_head_runs_only_where_speech_is_due(monkeypatch, model, chat):
@@ -647,6 +646,20 @@ def test_composed_codes_say_what_the_adapter_says(chat, fixed):
     model.code_adapter.forward = empty
     pairs = zip(plain, drain(engine, asked, [1, 2]), strict=True)
     assert all(same(one.reply, other.reply) for one, other in pairs)
+
+
+def test_a_composed_head_says_the_same_by_fewer_products(monkeypatch, whole, chat):
+    asked = jobs(5, ("S2M", "T2M", "T2T"), seed=2, longest=12)
+    model, products = copy.deepcopy(whole), []
+    plain = drain(SpeechEngine(model, chat, num_slots=3), asked, [1, 2])
+    engine, forward = SpeechEngine(model, chat, num_slots=3, compose=True), model.head.input.forward
+    monkeypatch.setattr(
+        model.head.input, "forward", lambda inputs: products.append(inputs.shape[1:]) or forward(inputs)
+    )
+    said = drain(engine, asked, [1, 2])
+    assert all(same(one.reply, other.reply) for one, other in zip(plain, said, strict=True))
+    assert products
+    assert all(shape[-2:] == (5, 16) for shape in products), "of whole groups alone"
 
 
 def test_steps_of_fixed_shapes_are_refused_where_there_are_none(model, chat):
