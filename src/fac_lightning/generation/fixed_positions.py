@@ -58,6 +58,7 @@ class FixedPositions(Positions):
                 f"{type(model.head).__name__} has none; leave both out, or take a head that has new_slots"
             )
         if model.head is not None and model.head.whole_sequence:  # it sees as many positions as the backbone
+            assert self._voices is not None
             for cache in self._voices.slots:
                 cache.make_room(slots.capacity * self.draws)
         self._slots = slots
