@@ -69,9 +69,8 @@ class SpeechEngine:
             packed. A step of fixed shapes goes over all slots and all positions that have room.
         compile_backend: Of ``torch.compile``.
         compose: Look codes up in tables that are multiplied with the code adapter's projection already, k x Q rows of
-            the backbone's width for every code (``ComposedCodes``, at most 1 GiB), and in those of the head that has
-            any (``SpeechHead.compose``). Sums come in another order, so that a reply may differ from a single run
-            where two tokens are as likely but for rounding. Off, it does not.
+            the backbone's width for every code (``ComposedCodes``, at most 1 GiB). Sums come in another order, so that
+            a reply may differ from a single run where two tokens are as likely but for rounding. Off, it does not.
     """
 
     def __init__(
@@ -111,8 +110,6 @@ class SpeechEngine:
             self._positions: Positions = FixedPositions(model, chat, reply, self.slots, codes, cuda_graph, backend)
         else:
             self._positions = Positions(model, chat, reply, num_slots, codes)
-        if compose:
-            self._positions.compose()
         self._prefixes = Prefixes(model, chat, self.slots)
         self._linears = PackedLinears(model, pack_weights and not compile_step)
         self._waiting: deque[SpeechRequest] = deque()

@@ -61,11 +61,6 @@ class Positions:
             return None
         return HeadMemory(self.model, 1) if self._voices is None else RowMemory(head, self._voices)
 
-    def compose(self) -> None:
-        """Let the head look codes up in tables that are multiplied already; see ``SpeechHead.compose``."""
-        if self.model.head is not None and self._voices is not None:
-            self.model.head.compose(self._voices)
-
     def join(self, hidden: Tensor, request: SpeechRequest) -> None:
         """A row began, behind the others: the hidden state ``(1, D)`` behind which it answers."""
         last = self.chat.assistant_open()[-1] if request.writes else self.chat.audio_bos

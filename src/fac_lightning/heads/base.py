@@ -75,12 +75,6 @@ class SpeechHead(nn.Module, ABC):
         """
         return None
 
-    def compose(self, slots: Any) -> None:
-        """Let ``slots`` look codes up in tables that are multiplied with what follows already, where there are such.
-
-        For inference: they follow no weight that changes later, and sums come in another order.
-        """
-
     @abstractmethod
     def step(
         self, hidden: Tensor, state: Any, sample: Callable[[Tensor], Tensor], text_embeds: Tensor | None = None

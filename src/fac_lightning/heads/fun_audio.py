@@ -52,7 +52,6 @@ class FunAudioSlots(RowState):
     caches: tuple[SlotCache]  # keys and values, k to a backbone position
     previous: Tensor  # (R,) int64, row of the last code
     bos: int  # row before the first code: that of pad
-    composed: Tensor | None = None  # (V, W), the table as the transformer sees it
 
 
 class FunAudioHead(SpeechHead):
@@ -200,11 +199,6 @@ class FunAudioHead(SpeechHead):
         none, piece = torch.zeros(0, dtype=torch.int64, device=self.table.device), PIECE * self.group_size
         return FunAudioSlots((SlotCache(num_slots, 2 * piece, none.device, piece),), none, self.pad_row)
 
-    @torch.no_grad()
-    def compose(self, slots: FunAudioSlots) -> None:
-        """Let ``slots`` look codes up in the table behind ``input``: a group then takes one product with it, not k."""
-        slots.composed = self.input(self.table)
-
     def step(
         self,
         hidden: Tensor,
@@ -214,8 +208,6 @@ class FunAudioHead(SpeechHead):
     ) -> Tensor:
         """Say the next group ``(B, k, 1)`` after ``hidden`` ``(B, dim)``; see ``SpeechHead.step``."""
         vectors = self.split(self.condition(hidden, text_embeds)).unflatten(-1, (self.group_size, self.dim))
-        if _composed(state) is not None:
-            vectors = self.input(vectors)
         ended = torch.zeros(hidden.shape[0], dtype=torch.bool, device=hidden.device)
         said = []
         for frame in range(self.group_size):
@@ -230,14 +222,12 @@ class FunAudioHead(SpeechHead):
         """Logits ``(B, V)`` float32 of the last of new places ``(B, M, dim)``; ``state.previous`` is before them all.
 
         Args:
-            vectors: Condition of each place, as ``split`` gives it; behind ``input`` where ``state`` is composed.
+            vectors: Condition of each place, as ``split`` gives it.
             state: Moves on by M places; its ``previous`` is left to the caller.
             mask: ``(B, M)`` bool, False on padding.
         """
-        composed = _composed(state)
-        embeds = F.embedding(state.previous, self.table if composed is None else composed)[:, None]
-        inputs = vectors + embeds if composed is not None else self.input(vectors + embeds)
-        hidden = self._feed(inputs, state, mask)[:, -1]
+        embeds = F.embedding(state.previous, self.table)[:, None]
+        hidden = self._feed(self.input(vectors + embeds), state, mask)[:, -1]
         return F.linear(self.output(hidden), self.table.to(hidden.dtype)).float()
 
     def read(
@@ -294,11 +284,6 @@ class FunAudioHead(SpeechHead):
                 f"0..{eos_code(self.codebook_size)} (bos and eos are the last two) or {IGNORE}; "
                 "check that layout, tokenizer and head have the same codebook_size"
             )
-
-
-def _composed(state: FunAudioState | FunAudioSlots) -> Tensor | None:
-    """The table as the transformer sees it ``(V, W)``, where ``compose`` was asked for."""
-    return state.composed if isinstance(state, FunAudioSlots) else None
 
 
 def _transformer(entries: dict[str, Any]) -> Any:
