@@ -145,9 +145,17 @@ def test_every_reply_is_what_it_is_alone(opening, chat, order):
     assert {reply.finished for reply in alone} == {True, False}
 
 
+def opinionated(head):
+    """Weights so large that codes depend on all that was read, and not on chance alone."""
+    for weight in head.parameters():
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=0.4)
+    return head
+
+
 def head_of(kind, num_codebooks, reply=None):
     if issubclass(kind, FunAudioHead):
-        return kind(16, 5, 12, QWEN3)
+        return opinionated(kind(16, 5, 12, QWEN3))
     sizes = {} if kind is ParallelHead else {"width": 16, "num_layers": 2, "num_heads": 2}
     return kind(16, 5, 12, num_codebooks, **sizes)
 
@@ -549,15 +557,18 @@ def fixed_engine(model, chat, reply=None, backend=None, **sizes):
     return engine
 
 
-def test_a_conversation_begins_anew_behind_a_prompt_that_failed(either, chat):
-    engine, decoding = SpeechEngine(either, chat, num_slots=1), Decoding(LIVELY, LIVELY, 6)
+@pytest.mark.parametrize("kind", [FunAudioHead, SlotlessWhole])
+def test_a_conversation_begins_anew_behind_a_prompt_that_failed(chat, kind):
+    torch.manual_seed(1)
+    model = tiny_speech_lm(VOCAB, codebook_size=12, head=head_of(kind, 1), seed=2).eval()
+    engine, decoding = SpeechEngine(model, chat, num_slots=1), Decoding(LIVELY, LIVELY, 6)
     session = engine.session("T2M", decoding=decoding)
     session.submit(text="b").pieces[1] = [VOCAB + 5]  # no such token
     with pytest.raises(IndexError):
         engine.step()
     request = session.submit(text="hey")
     list(engine.run())
-    assert same(request.reply, Generator(either, chat).session("T2M", decoding=decoding).send(text="hey"))
+    assert same(request.reply, Generator(model, chat).session("T2M", decoding=decoding).send(text="hey"))
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral"])
@@ -655,6 +666,11 @@ def test_steps_of_fixed_shapes_are_refused_where_there_are_none(model, chat):
         other = tiny_speech_lm(VOCAB, codebook_size=12, head=head_of(kind, 1)).eval()
         with pytest.raises(ValueError, match=f"step together with fixed shapes, and {kind.__name__} has none"):
             SpeechEngine(other, chat, compile_step=True)
+
+
+def test_a_head_of_the_whole_sequence_has_room_for_all_positions_from_the_start(whole, chat):
+    engine = fixed_engine(whole, chat, num_slots=1, capacity=200)
+    assert [cache.capacity for cache in engine._positions._voices.slots] == [1280]  # 5 x 200, in pieces of 5 x 64
 
 
 @pytest.mark.parametrize("mode", ["S2M", "STC"])

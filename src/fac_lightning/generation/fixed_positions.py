@@ -55,7 +55,7 @@ class FixedPositions(Positions):
         if model.head is not None and not hasattr(self._voices, "fixed_at"):
             raise ValueError(
                 "cuda_graph and compile_step need a head whose rows step together with fixed shapes, and "
-                f"{type(model.head).__name__} has none; leave both out, or take a head that has new_slots"
+                f"{type(model.head).__name__} has none; leave both out, or take a head of fac_lightning.heads"
             )
         if model.head is not None and model.head.whole_sequence:  # it sees as many positions as the backbone
             assert self._voices is not None
