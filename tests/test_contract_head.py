@@ -13,6 +13,15 @@ from fac_lightning.testing import check_head
 from fac_lightning.types import bos_code, eos_code, pad_code
 
 CODES = 12
+TRANSFORMER = {
+    "model_type": "qwen3",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
 
 
 class Right(RefinedHead):
@@ -370,14 +379,44 @@ def test_a_head_that_does_not_read_is_caught() -> None:
         def read(self, hidden, codes, state, mask=None, text_embeds=None):
             pass
 
-    transformer = {
-        "model_type": "qwen3",
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-    }
     with pytest.raises(AssertionError, match="a step behind positions that were read"):
-        check_head(DoesNotRead(24, 2, 32, transformer))
+        check_head(DoesNotRead(24, 2, 32, TRANSFORMER))
+
+
+class ReadsInTheFirstRow(FunAudioHead):
+    def read(self, hidden, codes, state, mask=None, text_embeds=None, row=None):
+        super().read(hidden, codes, state, mask, text_embeds, None if row is None else 0)
+
+
+class ForgetsWhatItSaidLast(FunAudioHead):
+    def new_slots(self, num_slots):
+        slots = super().new_slots(num_slots)
+        copied = slots.copied
+
+        def copy(row):
+            seen = copied(row)
+            return replace(seen, previous=torch.full_like(seen.previous, self.pad_row))
+
+        slots.copied = copy
+        return slots
+
+
+class BeginsAnew(FunAudioHead):
+    def new_slots(self, num_slots):
+        slots = super().new_slots(num_slots)
+        join = slots.join
+        slots.join = lambda seen=None: join()
+        return slots
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (ReadsInTheFirstRow, "a row that speaks must not be disturbed by one that reads"),
+        (ForgetsWhatItSaidLast, "a row that joined behind a copy must go on where the copied one was"),
+        (BeginsAnew, "a row that joined behind a copy must go on where the copied one was"),
+    ],
+)
+def test_slots_that_read_wrongly_are_caught(broken, message):
+    with pytest.raises(AssertionError, match=message):
+        check_head(broken(24, 2, 32, TRANSFORMER))

@@ -76,8 +76,21 @@ class Opening(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def opening(model):
-    other = copy.deepcopy(model)
+def whole():
+    """A model whose head reads the whole sequence."""
+    torch.manual_seed(1)
+    return tiny_speech_lm(VOCAB, codebook_size=12, head=head_of(FunAudioHead, 1), seed=2).eval()
+
+
+@pytest.fixture(scope="module", params=["reply", "whole sequence"])
+def either(request):
+    """A model whose head sees the reply, and one whose head reads the whole sequence."""
+    return request.getfixturevalue("model" if request.param == "reply" else "whole")
+
+
+@pytest.fixture(scope="module")
+def opening(either):
+    other = copy.deepcopy(either)
     other.backbone = Opening(other.backbone)
     return other
 
@@ -132,9 +145,17 @@ def test_every_reply_is_what_it_is_alone(opening, chat, order):
     assert {reply.finished for reply in alone} == {True, False}
 
 
+def opinionated(head):
+    """Weights so large that codes depend on all that was read, and not on chance alone."""
+    for weight in head.parameters():
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=0.4)
+    return head
+
+
 def head_of(kind, num_codebooks, reply=None):
-    if kind is FunAudioHead:
-        return FunAudioHead(16, 5, 12, QWEN3)
+    if issubclass(kind, FunAudioHead):
+        return opinionated(kind(16, 5, 12, QWEN3))
     sizes = {} if kind is ParallelHead else {"width": 16, "num_layers": 2, "num_heads": 2}
     return kind(16, 5, 12, num_codebooks, **sizes)
 
@@ -144,6 +165,12 @@ class Slotless(RefinedHead):
 
     def new_slots(self, num_slots):
         return None
+
+
+class SlotlessWhole(FunAudioHead):
+    """The same, and it reads the whole sequence."""
+
+    new_slots = Slotless.new_slots
 
 
 @pytest.mark.parametrize(
@@ -160,6 +187,8 @@ class Slotless(RefinedHead):
         (Slotless, 2, FrameEnd(2)),
         (FunAudioHead, 1, GroupEnd(10)),
         (FunAudioHead, 1, FrameEnd(1)),
+        (SlotlessWhole, 1, GroupEnd(5)),
+        (SlotlessWhole, 1, FrameEnd(1)),
     ],
 )
 def test_heads_and_reply_rules(chat, kind, num_codebooks, reply):
@@ -224,7 +253,8 @@ def test_chunks_in_a_row_are_the_reply(opening, chat, mode):
     assert mode == "SUC" or max(first[:3]) < min(last[:3]), "replies under way are said side by side"
 
 
-def test_cancelling_frees_the_slot_and_disturbs_nobody(model, chat):
+def test_cancelling_frees_the_slot_and_disturbs_nobody(either, chat):
+    model = either
     asked = jobs(6, ("T2M", "S2M"), longest=20)
     asked = [(turn, mode, replace(decoding, max_positions=20)) for turn, mode, decoding in asked]
     engine, generator = SpeechEngine(model, chat, num_slots=2), Generator(model, chat)
@@ -268,7 +298,14 @@ def test_requests_beyond_the_slots_wait_in_their_order(model, chat):
 
 
 @pytest.mark.parametrize(
-    ("kind", "reply"), [(RefinedHead, FrameEnd(1)), (FunAudioHead, GroupEnd(5)), (Slotless, FrameEnd())]
+    ("kind", "reply"),
+    [
+        (RefinedHead, FrameEnd(1)),
+        (FunAudioHead, GroupEnd(5)),
+        (FunAudioHead, FrameEnd(2)),
+        (Slotless, FrameEnd()),
+        (SlotlessWhole, FrameEnd(2)),
+    ],
 )
 @pytest.mark.parametrize("mode", ["S2M", "T2T", "STC"])
 def test_conversations_are_what_they_are_alone(chat, mode, kind, reply):
@@ -292,7 +329,8 @@ def test_conversations_are_what_they_are_alone(chat, mode, kind, reply):
     assert [session.turns for session in sessions] == [3, 3]
 
 
-def test_a_conversation_goes_on_behind_a_reply_that_was_cut(model, chat):
+def test_a_conversation_goes_on_behind_a_reply_that_was_cut(either, chat):
+    model = either
     engine, decoding = SpeechEngine(model, chat, num_slots=1), Decoding(LIVELY, LIVELY, 20)
     session, alone = engine.session("T2M", decoding=decoding), Generator(model, chat).session("T2M", decoding=decoding)
     request = session.submit(text="hey")
@@ -337,6 +375,43 @@ def test_what_was_said_and_a_system_prompt_are_read_once(monkeypatch, model, cha
     engine.session("T2T", "be brief", Decoding(max_positions=2)).submit(text="hey")
     list(engine.run())
     assert read == [sum(map(len, user)), 1]
+
+
+def test_a_head_of_the_whole_sequence_reads_once_what_was_there_before(monkeypatch, whole, chat):
+    engine, read, plain = SpeechEngine(whole, chat, num_slots=2), [], whole.head.read
+
+    def count(hidden, *rest, **options):
+        read.append(hidden.shape[1])
+        plain(hidden, *rest, **options)
+
+    monkeypatch.setattr(whole.head, "read", count)
+    decoding = Decoding(max_positions=2)
+    session = engine.session("T2M", "be brief", decoding)
+    said = session.submit(text="hey")
+    list(engine.run())
+    user = [chat.user_open(), chat.encode("hey"), chat.close(), chat.assistant_open(), [chat.audio_bos]]
+    turn = sum(map(len, user))  # of its last position the head says a group
+    assert read == [len(chat.system("be brief")), turn - 1]
+    assert len(said.reply.codes) == 2 * 5, "both positions were said, and are not read"
+    read.clear()
+    session.submit(text="hey")  # the last position of the reply, what closes it, and the turn
+    list(engine.run())
+    assert read == [1 + len([chat.audio_eos, *chat.close()]) + turn - 1]
+    read.clear()
+    engine.submit(UserTurn("hey"), "T2T", decoding)  # never speaks
+    engine.session("T2M", "be brief", decoding).submit(text="hey")
+    list(engine.run())
+    assert read == [turn - 1]
+
+
+def test_rows_of_a_head_of_the_whole_sequence_step_together(monkeypatch, whole, chat):
+    engine, rows, plain = SpeechEngine(whole, chat, num_slots=3), [], whole.head.step
+    monkeypatch.setattr(whole.head, "step", lambda hidden, *rest: rows.append(len(hidden)) or plain(hidden, *rest))
+    for i in range(3):
+        engine.submit(UserTurn("hey " * i), "T2M", Decoding(max_positions=4))
+    list(engine.run())
+    assert rows[0] == 3
+    assert 1 < len(rows) <= 4, "one call a position"
 
 
 def test_the_head_runs_only_where_speech_is_due(monkeypatch, model, chat):
@@ -402,12 +477,13 @@ def test_the_engine_leaves_the_model_as_it_was(model, chat):
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_a_prompt_that_fails_leaves_the_others(model, chat, fixed):
+def test_a_prompt_that_fails_leaves_the_others(either, chat, fixed):
+    model = either
     engine = fixed_engine(model, chat, num_slots=2) if fixed else SpeechEngine(model, chat, num_slots=2)
     decoding = Decoding(LIVELY, LIVELY, 12, seed=3)
     other = engine.submit(UserTurn("a"), "T2M", decoding)
     engine.step()
-    broken = engine.submit(UserTurn("b"), "T2T")
+    broken = engine.submit(UserTurn("b"), "T2M")
     broken.pieces[1] = [VOCAB + 5]  # no such token
     with pytest.raises(IndexError):
         engine.step()
@@ -445,6 +521,11 @@ def test_room_grows_and_a_row_that_leaves_is_replaced_by_the_last():
     slots.open()
     slots.close()
     assert slots.lengths == [63, 62]
+    wide = SlotCache(1, 8, piece=10)
+    wide.make_room(8)
+    assert wide.capacity == 8
+    wide.make_room(21)
+    assert wide.capacity == 30
     with pytest.raises(ValueError, match="at least one slot and one position, got 0 and 5"):
         SlotCache(0, 5)
 
@@ -476,6 +557,20 @@ def fixed_engine(model, chat, reply=None, backend=None, **sizes):
     return engine
 
 
+@pytest.mark.parametrize("kind", [FunAudioHead, SlotlessWhole])
+def test_a_conversation_begins_anew_behind_a_prompt_that_failed(chat, kind):
+    torch.manual_seed(1)
+    model = tiny_speech_lm(VOCAB, codebook_size=12, head=head_of(kind, 1), seed=2).eval()
+    engine, decoding = SpeechEngine(model, chat, num_slots=1), Decoding(LIVELY, LIVELY, 6)
+    session = engine.session("T2M", decoding=decoding)
+    session.submit(text="b").pieces[1] = [VOCAB + 5]  # no such token
+    with pytest.raises(IndexError):
+        engine.step()
+    request = session.submit(text="hey")
+    list(engine.run())
+    assert same(request.reply, Generator(model, chat).session("T2M", decoding=decoding).send(text="hey"))
+
+
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "mistral"])
 def test_a_step_of_fixed_shapes_is_the_plain_one(model, chat, family):
     other = copy.deepcopy(model)
@@ -497,6 +592,8 @@ def test_a_step_of_fixed_shapes_is_the_plain_one(model, chat, family):
         (DelayHead, 3, FrameEnd(1)),
         (MultiTokenHead, 2, FrameEnd()),
         (NestedRefinedHead, 2, FrameEnd()),
+        (FunAudioHead, 1, FrameEnd(1)),
+        (FunAudioHead, 1, GroupEnd(5)),
     ],
 )
 def test_a_whole_position_of_fixed_shapes_never_makes_the_host_wait(chat, monkeypatch, kind, num_codebooks, reply):
@@ -523,8 +620,10 @@ def test_a_whole_position_of_fixed_shapes_never_makes_the_host_wait(chat, monkey
     assert any(request.reply.codes is not None and len(request.reply.codes) for request in fixed)
 
 
-def test_a_compiled_step_is_the_plain_one(chat):
-    model = tiny_speech_lm(VOCAB, group_size=2, codebook_size=12, head=RefinedHead(16, 2, 12, 1, 16, 1, 2), seed=3)
+@pytest.mark.parametrize("kind", [RefinedHead, FunAudioHead])
+def test_a_compiled_step_is_the_plain_one(chat, kind):
+    sizes = (1, 16, 1, 2) if kind is RefinedHead else (QWEN3 | {"num_hidden_layers": 1},)
+    model = tiny_speech_lm(VOCAB, group_size=2, codebook_size=12, head=kind(16, 2, 12, *sizes), seed=3)
     model.eval().backbone = Opening(model.backbone)
     turns = [UserTurn("hey " * i) for i in range(3)]
     graphs = []
@@ -563,18 +662,25 @@ def test_composed_codes_say_what_the_adapter_says(chat, fixed):
 def test_steps_of_fixed_shapes_are_refused_where_there_are_none(model, chat):
     with pytest.raises(ValueError, match="cuda_graph needs a model on a CUDA device, and it is on cpu; move it first"):
         SpeechEngine(model, chat, cuda_graph=True)
-    for kind in (FunAudioHead, Slotless):
+    for kind in (SlotlessWhole, Slotless):
         other = tiny_speech_lm(VOCAB, codebook_size=12, head=head_of(kind, 1)).eval()
         with pytest.raises(ValueError, match=f"step together with fixed shapes, and {kind.__name__} has none"):
             SpeechEngine(other, chat, compile_step=True)
 
 
-def test_a_conversation_goes_on_by_steps_of_fixed_shapes(model, chat):
+def test_a_head_of_the_whole_sequence_has_room_for_all_positions_from_the_start(whole, chat):
+    engine = fixed_engine(whole, chat, num_slots=1, capacity=200)
+    assert [cache.capacity for cache in engine._positions._voices.slots] == [1280]  # 5 x 200, in pieces of 5 x 64
+
+
+@pytest.mark.parametrize("mode", ["S2M", "STC"])
+def test_a_conversation_goes_on_by_steps_of_fixed_shapes(opening, chat, mode):
+    model = opening
     decoding = Decoding(LIVELY, FUSSY, 9, seed=5)
     plain, fixed = SpeechEngine(model, chat, num_slots=2), fixed_engine(model, chat, num_slots=2)
     replies = []
     for engine in (plain, fixed):
-        talks = [engine.session("S2M", decoding=replace(decoding, seed=i)) for i in range(3)]
+        talks = [engine.session(mode, decoding=replace(decoding, seed=i)) for i in range(3)]
         for turn in range(2):
             requests = [talk.submit(audio=clip(200 + 100 * i + turn, i)) for i, talk in enumerate(talks)]
             list(engine.run())
@@ -583,8 +689,8 @@ def test_a_conversation_goes_on_by_steps_of_fixed_shapes(model, chat):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the captured step cannot run")
-def test_a_captured_step_is_the_plain_one(model, chat):
-    other = copy.deepcopy(model).cuda()
+def test_a_captured_step_is_the_plain_one(either, chat):
+    other = copy.deepcopy(either).cuda()
     asked = jobs(6, ("S2M", "T2M", "T2T"), longest=12)
     plain, captured = (SpeechEngine(other, chat, num_slots=3, capacity=8, cuda_graph=graph) for graph in (False, True))
     pairs = zip(drain(plain, asked, [1, 1, 1]), drain(captured, asked, [1, 1, 1]), strict=True)

@@ -79,7 +79,7 @@ def evaluation(tmp_path, monkeypatch):
             writer.write(Dialogue(f"d{i}", (question, Turn("assistant", text, wave(i), RATE))))
     loaded = SimpleNamespace(
         model=SimpleNamespace(
-            geometry=SimpleNamespace(sample_rate=2 * RATE), head=SimpleNamespace(whole_sequence=True)
+            geometry=SimpleNamespace(sample_rate=2 * RATE), head=SimpleNamespace(new_slots=lambda num_slots: None)
         ),
         tokenizer=EchoTokenizer(),
         text_tokenizer=None,

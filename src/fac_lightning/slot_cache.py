@@ -23,7 +23,7 @@ from fac_lightning.packed import capped_attention
 
 __all__ = ["CachedRow", "SlotCache"]
 
-#: Room is a multiple of this many positions.
+#: Room is a multiple of this many positions, unless a cache says otherwise.
 PIECE = 64
 
 
@@ -57,12 +57,13 @@ class SlotCache:
         num_slots: Rows that have room, S.
         capacity: Positions that each has room for at first, C.
         device: Of keys and values.
+        piece: What room grows by; more where rows grow by many positions at a time.
     """
 
-    def __init__(self, num_slots: int, capacity: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, num_slots: int, capacity: int, device: torch.device | str = "cpu", piece: int = PIECE) -> None:
         if num_slots < 1 or capacity < 1:
             raise ValueError(f"a cache needs at least one slot and one position, got {num_slots} and {capacity}")
-        self.num_slots, self.capacity, self.device = num_slots, capacity, torch.device(device)
+        self.num_slots, self.capacity, self.device, self.piece = num_slots, capacity, torch.device(device), piece
         self.lengths: list[int] = []  # of the rows in use
         self.layer = 0  # whose keys and values came last, for callers that are not told it when they attend
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # (S, K, C, E) each
@@ -77,7 +78,7 @@ class SlotCache:
         assert row < self.num_slots, "all slots are in use"
         self.lengths.append(0)
         if seen is not None:
-            self._reserve(seen.length)
+            self.make_room(seen.length)
             for layer, (keys, values) in seen.layers.items():
                 for room, part in zip(self._room(layer, keys, values), (keys, values), strict=True):
                     room[row, :, : seen.length] = part
@@ -108,7 +109,7 @@ class SlotCache:
             return self._fixed
         first, rows = (0, len(self.lengths)) if row is None else (row, 1)
         extent = max(self.lengths[first : first + rows]) + new
-        self._reserve(extent)
+        self.make_room(extent)
         starts = torch.tensor(self.lengths[first : first + rows], device=self.device)
         positions = starts[:, None] + torch.arange(new, device=self.device)
         self._pass = _Pass(first, rows, new, extent, positions, {})
@@ -148,7 +149,7 @@ class SlotCache:
         """Make room for fixed passes of the longest row; it is doubled, for what is captured holds until it grows."""
         length = max(self.lengths) + new
         if length > self.capacity:
-            self._reserve(max(length, 2 * self.capacity))
+            self.make_room(max(length, 2 * self.capacity))
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """What transformers calls before it attends; remembers the layer."""
@@ -225,11 +226,11 @@ class SlotCache:
             self._layers[layer] = key.new_zeros(*shape, width), value.new_zeros(*shape, value.shape[-1])
         return self._layers[layer]
 
-    def _reserve(self, length: int) -> None:
-        """Make room for ``length`` positions a row."""
+    def make_room(self, length: int) -> None:
+        """Have room for ``length`` positions a row, or more."""
         if length <= self.capacity:
             return
-        old, self.capacity = self.capacity, -(-length // PIECE) * PIECE
+        old, self.capacity = self.capacity, -(-length // self.piece) * self.piece
         for layer, parts in self._layers.items():
             grown = tuple(x.new_zeros(*x.shape[:2], self.capacity, x.shape[3]) for x in parts)
             for new, part in zip(grown, parts, strict=True):

@@ -78,10 +78,10 @@ def question(sizes: BenchSizes, prompt_words: int = PROMPT_WORDS) -> Conversatio
     return make_conversations(sizes, 1, (QUESTION,), prompt_words)[0]
 
 
-def ask(settings: BenchSettings) -> tuple[BenchSizes, SpeechLM, ChatFormat]:
-    """Sizes, a model in eval mode and its chat format."""
+def ask(settings: BenchSettings, released: bool = False) -> tuple[BenchSizes, SpeechLM, ChatFormat]:
+    """Sizes, a model in eval mode, if asked with the head of the released one, and its chat format."""
     sizes = sizes_of(settings.config)
-    model = build_model(sizes, settings.device).eval()
+    model = build_model(sizes, settings.device, released=released).eval()
     return sizes, model, ChatFormat(WordTokenizer(sizes.vocab_size))
 
 

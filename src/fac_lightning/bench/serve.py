@@ -26,12 +26,16 @@ __all__ = ["STREAMS", "ServeBenchmark"]
 #: answers of a cell, and the most that are given at once
 STREAMS = 16
 ONE_BY_ONE = "one after another"
+RELEASED_ALONE = "released head, one after another"
 #: an answer begins every so many steps of the engine on average, in the cell with arrivals by chance
 STEPS_BETWEEN_ARRIVALS = 2.0
 
 
 class ServeBenchmark(Benchmark):
-    """16 answers: one after another, 4 and 16 at once, 16 without packed weights, and as they arrive by chance."""
+    """16 answers: one after another, 4 and 16 at once, 16 without packed weights, and as they arrive by chance.
+
+    One after another and 16 at once also with the released model's head, which reads the whole row.
+    """
 
     name = "serve"
     summary = "16 answers at once beside one after another"
@@ -45,14 +49,19 @@ class ServeBenchmark(Benchmark):
             Cell("16 at once", partial(_together, settings, 16)),
             Cell("16, weights not packed", partial(_together, settings, 16, pack_weights=False)),
             Cell("16 slots, by chance", partial(_together, settings, 16, by_chance=True)),
+            Cell(RELEASED_ALONE, partial(_alone, settings, released=True)),
+            Cell("released head, 16 at once", partial(_together, settings, 16, released=True)),
         ]
 
     def findings(self, report: BenchReport) -> Mapping[str, float]:
         """Throughput beside one after another, and the share of answers that are identical."""
-        others = [cell.name for cell in report.cells if cell.name != ONE_BY_ONE]
-        found = {f"throughput, {name} / {ONE_BY_ONE}": report.ratio(ONE_BY_ONE, name) for name in others}
+        together = [cell.name for cell in report.cells if cell.name not in (ONE_BY_ONE, RELEASED_ALONE)]
+        found = {}
+        for name in together:
+            alone = RELEASED_ALONE if name.startswith("released") else ONE_BY_ONE
+            found[f"throughput, {name} / {alone}"] = report.ratio(alone, name)
         found["16 at once / 1 slot"] = report.ratio("1 slot", "16 at once")
-        found["identical answers"] = min(report[name].values["identical"] for name in others)
+        found["identical answers"] = min(report[name].values["identical"] for name in together)
         return found
 
 
@@ -65,8 +74,8 @@ def _work(sizes: BenchSizes) -> dict[str, float]:
     return {"groups": float(STREAMS * GROUPS), "audio_s": STREAMS * GROUPS * sizes.group_size / sizes.frame_rate}
 
 
-def _alone(settings: BenchSettings) -> Trial:
-    sizes, model, chat = ask(settings)
+def _alone(settings: BenchSettings, released: bool = False) -> Trial:
+    sizes, model, chat = ask(settings, released)
     turns, system = _questions(sizes)
     generator = Generator(model, chat, system_prompts={"S2M": system})
     decoding = Decoding(max_positions=GROUPS)
@@ -78,16 +87,18 @@ def _alone(settings: BenchSettings) -> Trial:
     return Trial(answer, _work(sizes), count_flops=False, count_memory=False)
 
 
-@lru_cache(maxsize=1)
-def _answers_alone(settings: BenchSettings) -> list[Reply]:
-    sizes, model, chat = ask(settings)
+@lru_cache(maxsize=2)
+def _answers_alone(settings: BenchSettings, released: bool) -> list[Reply]:
+    sizes, model, chat = ask(settings, released)
     turns, system = _questions(sizes)
     generator, decoding = Generator(model, chat, system_prompts={"S2M": system}), Decoding(max_positions=GROUPS)
     return [generator.generate([turn], "S2M", decoding)[0] for turn in turns]
 
 
-def _together(settings: BenchSettings, slots: int, pack_weights: bool = True, by_chance: bool = False) -> Trial:
-    sizes, model, chat = ask(settings)
+def _together(
+    settings: BenchSettings, slots: int, pack_weights: bool = True, by_chance: bool = False, released: bool = False
+) -> Trial:
+    sizes, model, chat = ask(settings, released)
     turns, system = _questions(sizes)
     prompts, decoding = {"S2M": system}, Decoding(max_positions=GROUPS)
     engine = SpeechEngine(model, chat, num_slots=slots, system_prompts=prompts, pack_weights=pack_weights)
@@ -110,7 +121,7 @@ def _together(settings: BenchSettings, slots: int, pack_weights: bool = True, by
         said.append([request.reply for request in requests])
 
     def values() -> dict[str, float]:
-        want = _answers_alone(settings)
+        want = _answers_alone(settings, released)
         same = [_identical(one, other) for replies in said for one, other in zip(replies, want, strict=True)]
         ordered = sorted(steps)
         told = {"step p50 ms": 1000 * statistics.median(ordered), "p95 ms": 1000 * ordered[int(0.95 * len(ordered))]}

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fac_lightning.adapters import ConcatCodeGrouping, MeanGrouping, SumFusion
+from fac_lightning.adapters import ConcatCodeGrouping, FunAudioCodeGrouping, MeanGrouping, SumFusion
 from fac_lightning.backbones import HFBackbone
 from fac_lightning.encoders import FunAudioEncoder
-from fac_lightning.heads import ParallelHead, RefinedHead, SpeechHead
+from fac_lightning.heads import FunAudioHead, ParallelHead, RefinedHead, SpeechHead
 from fac_lightning.models import SpeechLM
 
 __all__ = ["CONFIGS", "BenchSizes", "build_encoder", "build_model", "sizes_of"]
@@ -102,7 +102,12 @@ def build_encoder(sizes: BenchSizes, kind: type[FunAudioEncoder] = FunAudioEncod
 
 
 def build_model(
-    sizes: BenchSizes, device: str = "cpu", group_size: int | None = None, refined: bool = True, seed: int = 0
+    sizes: BenchSizes,
+    device: str = "cpu",
+    group_size: int | None = None,
+    refined: bool = True,
+    seed: int = 0,
+    released: bool = False,
 ) -> SpeechLM:
     """A model with every slot filled and random weights; the caller's random state is left as it was.
 
@@ -113,30 +118,48 @@ def build_model(
         refined: With the refined head; else codes are read off the backbone's hidden state by one matrix a place, which
             with ``group_size`` 1 is the plain model at the rate of the codes.
         seed: Of the weights.
+        released: With the head and the code adapter of the released model, in the sizes of the refined head.
     """
     k = sizes.group_size if group_size is None else group_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head: SpeechHead = (
-            RefinedHead(
-                sizes.dim,
-                k,
-                sizes.codebook_size,
-                width=sizes.head_width,
-                num_layers=sizes.head_layers,
-                num_heads=sizes.head_heads,
-                ffn_dim=sizes.head_ffn,
-            )
-            if refined
-            else ParallelHead(sizes.dim, k, sizes.codebook_size)
-        )
+        head = _released_head(sizes, k) if released else _head(sizes, k, refined)
+        codes = FunAudioCodeGrouping if released else ConcatCodeGrouping
         model = SpeechLM(
             backbone=HFBackbone(config=dict(sizes.backbone_config), dtype=sizes.dtype),
             head=head,
             encoder=build_encoder(sizes),
             feature_adapter=MeanGrouping(sizes.dim, k, sizes.dim),
-            code_adapter=ConcatCodeGrouping(sizes.codebook_size, k, sizes.dim),
+            code_adapter=codes(sizes.codebook_size, k, sizes.dim),
             fusion=SumFusion(),
         )
     # as it is on the CPU: a model without numbers (``estimate.ShapesOnly``) cannot be moved
     return model if torch.device(device).type == "cpu" else model.to(device)
+
+
+def _head(sizes: BenchSizes, k: int, refined: bool) -> SpeechHead:
+    if not refined:
+        return ParallelHead(sizes.dim, k, sizes.codebook_size)
+    return RefinedHead(
+        sizes.dim,
+        k,
+        sizes.codebook_size,
+        width=sizes.head_width,
+        num_layers=sizes.head_layers,
+        num_heads=sizes.head_heads,
+        ffn_dim=sizes.head_ffn,
+    )
+
+
+def _released_head(sizes: BenchSizes, k: int) -> SpeechHead:
+    transformer = {
+        "model_type": "qwen3",
+        "hidden_size": sizes.head_width,
+        "intermediate_size": sizes.head_ffn,
+        "num_hidden_layers": sizes.head_layers,
+        "num_attention_heads": sizes.head_heads,
+        "num_key_value_heads": sizes.head_heads,
+        "head_dim": sizes.head_width // sizes.head_heads,
+        "max_position_embeddings": 40960,
+    }
+    return FunAudioHead(sizes.dim, k, sizes.codebook_size, transformer)

@@ -19,7 +19,6 @@ from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
 from fac_lightning.generation.conversation import Conversation
 from fac_lightning.generation.engine_session import EngineSession
 from fac_lightning.generation.fixed_positions import FixedPositions
-from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.packed_linear import PackedLinears
 from fac_lightning.generation.position import Positions
 from fac_lightning.generation.prefix import Prefixes
@@ -120,7 +119,7 @@ class SpeechEngine:
     def suits(model: SpeechLM) -> bool:
         """Whether all parts of a model step together: the backbone has slots, and so has the head if there is one."""
         head = model.head
-        voices = head is None or (not head.whole_sequence and head.new_slots(1) is not None)
+        voices = head is None or head.new_slots(1) is not None
         return voices and type(model.backbone).new_slots is not Backbone.new_slots
 
     @property
@@ -159,8 +158,7 @@ class SpeechEngine:
         """
         prompt = self.system_prompts.get(mode, "") if system is None else system
         conversation = Conversation(self.chat, mode, prompt)
-        remembers = MODES[mode].speaks and self._positions.one_by_one
-        memory = HeadMemory(self.model, 1) if remembers else None
+        memory = self._positions.new_memory() if MODES[mode].speaks else None
         enqueue = partial(self._enqueue, tokenizer=self.tokenizer)
         return EngineSession(enqueue, conversation, decoding or Decoding(), memory)
 
@@ -244,8 +242,8 @@ class SpeechEngine:
                 f"{self.max_waiting}: step() until one was answered, or give more num_slots"
             )
         request.begin(self.chat, ReplyChunks(self.chat, tokenizer, mode), self._positions.draws)
-        if mode.speaks and self._positions.one_by_one and request.memory is None:
-            request.memory = HeadMemory(self.model, 1)
+        if mode.speaks and request.memory is None:
+            request.memory = self._positions.new_memory()
         self._waiting.append(request)
 
     def _refuse(self, mode: Mode, hears: bool) -> None:
@@ -271,9 +269,7 @@ class SpeechEngine:
     def _admit(self, request: SpeechRequest) -> None:
         """Give a request a slot and show the model its prompt."""
         model, session, pieces = self.model, request.session, request.pieces
-        memory = request.memory
-        if memory is not None:
-            memory.begin_reply()
+        memory, prefix = request.memory, None
         if session is not None and session.seen is not None:
             row = self.slots.join(session.seen)
         else:
@@ -281,8 +277,6 @@ class SpeechEngine:
             assert isinstance(first, list)
             prefix = self._prefixes.of(first)
             row = self.slots.join(prefix.seen)
-            if memory is not None:
-                memory.listen(prefix.hidden, prefix.text)
         try:
             batch = to_device(prompt_batch([pieces], self.chat, model.geometry), self.slots.device)
             read = model.read(batch)
@@ -291,11 +285,14 @@ class SpeechEngine:
             if before is not None:
                 embeds, text = torch.cat([before.pending, embeds], 1), torch.cat([before.pending_text, text], 1)
             hidden = model.backbone.step_slots(embeds, self.slots, row)
+            if memory is not None and prefix is not None:
+                memory.begin(prefix)
         except Exception:
             self.slots.leave(row)
             request.cancelled = True
             raise
         if memory is not None:  # of the last position the head says its first group
+            memory.begin_reply()
             memory.listen(hidden[:, :-1], text[:, :-1])
         request.pieces, request.running = [], True
         self._rows.append(request)

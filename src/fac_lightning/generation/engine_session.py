@@ -11,6 +11,7 @@ from torch import Tensor
 from fac_lightning.generation.conversation import Conversation
 from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.requests import SpeechRequest
+from fac_lightning.generation.row_memory import RowMemory
 from fac_lightning.generation.sampling import Decoding
 from fac_lightning.generation.stepping import Decoded
 from fac_lightning.slot_cache import CachedRow
@@ -28,7 +29,7 @@ class EngineSession:
         enqueue: Hands a request to the engine.
         conversation: Its turns.
         decoding: Sampling and the longest reply. Turn ``i`` draws from ``seed + i``.
-        memory: What the head remembers from turn to turn, of a head that steps row by row.
+        memory: What the head remembers from turn to turn; None where nothing is to be said.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class EngineSession:
         enqueue: Callable[[SpeechRequest], None],
         conversation: Conversation,
         decoding: Decoding,
-        memory: HeadMemory | None,
+        memory: HeadMemory | RowMemory | None,
     ) -> None:
         self._enqueue, self.conversation, self.decoding, self.memory = enqueue, conversation, decoding, memory
         self.seen: CachedRow | None = None  # by the backbone
@@ -62,8 +63,7 @@ class EngineSession:
         if self._request is not None and not self._request.over:
             raise ValueError("the reply before is still being said: step() until it is over, or cancel() it")
         decoding = replace(self.decoding, seed=self.decoding.seed + self.turns)
-        memory = self.memory if mode.speaks else None
-        request = SpeechRequest(mode, decoding, self.conversation.row(pieces, mode), self, memory)
+        request = SpeechRequest(mode, decoding, self.conversation.row(pieces, mode), self, self.memory)
         self._enqueue(request)
         self._request = request
         return request

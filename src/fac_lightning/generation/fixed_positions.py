@@ -55,8 +55,12 @@ class FixedPositions(Positions):
         if model.head is not None and not hasattr(self._voices, "fixed_at"):
             raise ValueError(
                 "cuda_graph and compile_step need a head whose rows step together with fixed shapes, and "
-                f"{type(model.head).__name__} has none; leave both out, or take a head whose context is the reply"
+                f"{type(model.head).__name__} has none; leave both out, or take a head of fac_lightning.heads"
             )
+        if model.head is not None and model.head.whole_sequence:  # it sees as many positions as the backbone
+            assert self._voices is not None
+            for cache in self._voices.slots:
+                cache.make_room(slots.capacity * self.draws)
         self._slots = slots
         self.fixed = FixedStep(
             model, chat, reply, slots, self._voices, self._text_rules, self._code_rules, codes, capture, compile_backend
@@ -120,6 +124,7 @@ class FixedPositions(Positions):
         out = self._run(kind, inputs)
         count, voices = len(rows), len(self._speakers)
         self._slots.advance([request.hidden is None for request in rows])
+        self._listen(out.hidden[:count].clone(), rows, speaks)
         self._text, self._pending = out.text[:count].clone(), out.pending[:count].clone()
         if out.seen_text is not None:
             for request, seen in zip(rows, out.seen_text[:count].clone(), strict=True):

@@ -92,6 +92,7 @@ class StepOutputs:
     pending: Tensor  # (S, D)
     text: Tensor  # (S, D)
     token: Tensor  # (S,) int64
+    hidden: Tensor  # (S, D), behind which it was chosen
     previous: Tensor  # (S, ...) by row of the head
     seen_text: Tensor | None
     seen_codes: Tensor | None
@@ -178,6 +179,7 @@ class FixedStep:
             pending=join(model, text, group, present, self.codes),
             text=text,
             token=token,
+            hidden=hidden,
             previous=previous,
             seen_text=seen,
             seen_codes=seen_codes,

@@ -6,14 +6,17 @@ Legend: B rows, L new positions, D width, k frames of a group, Q codebooks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fac_lightning.generation.prefix import Prefix
+from fac_lightning.heads.base import SpeechHead
 from fac_lightning.models import SpeechLM
 from fac_lightning.types import pad_code
 
-__all__ = ["BackboneState", "HeadMemory"]
+__all__ = ["BackboneState", "HeadMemory", "read_silence"]
 
 
 class BackboneState:
@@ -66,6 +69,10 @@ class HeadMemory:
         if not self.whole_sequence:
             self._state = self.head.new_state(self.batch_size)
 
+    def begin(self, prefix: Prefix) -> None:
+        """Go on behind a prefix, in one row."""
+        self.listen(prefix.hidden, prefix.text)
+
     def listen(self, hidden: Tensor, text_embeds: Tensor, mask: Tensor | None = None) -> None:
         """Positions ``(B, L, D)`` from which nothing is said, their text ``(B, L, D)`` and padding ``(B, L)``."""
         if self.whole_sequence:
@@ -79,7 +86,20 @@ class HeadMemory:
         if self._heard:
             waiting, text, mask = (torch.cat(parts, dim=1) for parts in zip(*self._heard, strict=True))
             self._heard.clear()
-            group = (*waiting.shape[:2], head.group_size, head.num_codebooks)
-            silence = torch.full(group, pad_code(head.codebook_size), device=hidden.device)
-            head.read(waiting, silence, self._state, mask, text if head.needs_text else None)
+            read_silence(head, waiting, self._state, text, mask)
         return head.step(hidden, self._state, sample, text_embeds if head.needs_text else None)
+
+
+def read_silence(
+    head: SpeechHead,
+    hidden: Tensor,
+    state: Any,
+    text_embeds: Tensor,
+    mask: Tensor | None = None,
+    row: int | None = None,
+) -> None:
+    """Let a head take in positions ``(B, L, D)`` at which it says nothing; see ``SpeechHead.read``."""
+    group = (*hidden.shape[:2], head.group_size, head.num_codebooks)
+    silence = torch.full(group, pad_code(head.codebook_size), device=hidden.device)
+    of_slots = {} if row is None else {"row": row}
+    head.read(hidden, silence, state, mask, text_embeds if head.needs_text else None, **of_slots)

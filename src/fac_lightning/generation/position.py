@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.picking import CodePicker, CodeRules, TextRules, pick_rows
 from fac_lightning.generation.requests import SpeechRequest
+from fac_lightning.generation.row_memory import RowMemory
 from fac_lightning.generation.stepping import Decoded
 from fac_lightning.generation.streams import join
 from fac_lightning.models import SpeechLM
@@ -45,17 +47,19 @@ class Positions:
         self.group = (geometry.group_size, geometry.num_codebooks)
         self.draws = geometry.group_size * geometry.num_codebooks
         self._code_rules = None if head is None else CodeRules(head, reply, self.device)
-        self._voices = None if head is None or head.whole_sequence else head.new_slots(num_slots)
+        self._voices = None if head is None else head.new_slots(num_slots)
         self._speakers: list[SpeechRequest] = []  # by row of the head
         size = geometry.codebook_size
         self.lead, self.silence = (torch.full(self.group, code) for code in (bos_code(size), pad_code(size)))
         self._text = torch.empty(0, model.backbone.dim, dtype=weight.dtype, device=self.device)  # (R, D) text read last
         self._pending = self._text  # (R, D), the position chosen last
 
-    @property
-    def one_by_one(self) -> bool:
-        """Whether the head speaks row by row, each with a memory of its own."""
-        return self.model.head is not None and self._voices is None
+    def new_memory(self) -> HeadMemory | RowMemory | None:
+        """What the head remembers of one row: in its slots, or by itself where it has none; None without a head."""
+        head = self.model.head
+        if head is None:
+            return None
+        return HeadMemory(self.model, 1) if self._voices is None else RowMemory(head, self._voices)
 
     def join(self, hidden: Tensor, request: SpeechRequest) -> None:
         """A row began, behind the others: the hidden state ``(1, D)`` behind which it answers."""
@@ -127,8 +131,7 @@ class Positions:
         for row, request in enumerate(rows):
             if speaks[row]:
                 self._raise_voice(request)
-            elif request.memory is not None:
-                request.memory.listen(hidden[row : row + 1, None], self._text[row : row + 1, None])
+        self._listen(hidden, rows, speaks)
         if not any(due):
             return None, None, None
         group = self.silence.to(self.device).repeat(len(rows), 1, 1)
@@ -159,7 +162,7 @@ class Positions:
             spoken = []
             for i, request in enumerate(self._speakers):
                 picker = self._picker([request])
-                assert request.memory is not None
+                assert isinstance(request.memory, HeadMemory)
                 spoken.append((request.memory.say(hidden[i : i + 1], picker, text[i : i + 1]), picker.leads))
             groups, leads = (torch.cat(parts) for parts in zip(*spoken, strict=True))
         closed = self.reply.close(groups, head.codebook_size)
@@ -214,13 +217,19 @@ class Positions:
             else:
                 request.say(chosen, self.lead if request.forbids_end else self.silence, nothing)
 
+    def _listen(self, hidden: Tensor, rows: list[SpeechRequest], speaks: list[bool]) -> None:
+        """Let the head know later of positions, hidden states ``(R, D)``, at which rows do not speak."""
+        for row, request in enumerate(rows):
+            if not speaks[row] and request.memory is not None and request.listens:
+                request.memory.listen(hidden[row : row + 1, None], self._text[row : row + 1, None])
+
     def _raise_voice(self, request: SpeechRequest) -> None:
         """Give a request a row of the head, unless it has one."""
         if request.voice < 0:
+            if isinstance(request.memory, RowMemory):
+                request.memory.join()
             request.voice = len(self._speakers)
             self._speakers.append(request)
-            if self._voices is not None:
-                self._voices.join()
 
     def _hush(self, request: SpeechRequest) -> None:
         """Take its row of the head back; the last one takes its place."""
@@ -229,8 +238,8 @@ class Positions:
             last = self._speakers.pop()
             if last is not request:
                 self._speakers[row], last.voice = last, row
-            if self._voices is not None:
-                self._voices.leave(row)
+            if isinstance(request.memory, RowMemory):
+                request.memory.leave(row, keep=request.session is not None)
             request.voice = -1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -16,13 +17,14 @@ from fac_lightning.types import to_device
 __all__ = ["Prefix", "Prefixes"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Prefix:
     """What model and head know behind a prefix of L positions."""
 
     seen: CachedRow
     hidden: Tensor  # (1, L, D)
     text: Tensor  # (1, L, D), text embeddings
+    voice: Any = None  # what a head that reads the whole sequence has seen, once one speaks; see ``RowMemory``
 
 
 class Prefixes:

@@ -15,6 +15,7 @@ from fac_lightning.generation.chunks import ReplyChunk, ReplyChunks
 from fac_lightning.generation.memory import HeadMemory
 from fac_lightning.generation.prompt import Piece
 from fac_lightning.generation.reply import Reply
+from fac_lightning.generation.row_memory import RowMemory
 from fac_lightning.generation.sampling import Decoding, uniforms
 from fac_lightning.generation.stepping import Chain, Decoded
 from fac_lightning.prompts import ChatFormat, Mode
@@ -41,7 +42,7 @@ class SpeechRequest:
         decoding: Sampling, seed and the longest reply.
         pieces: What the model must read first.
         session: The conversation that it belongs to.
-        memory: What the head remembers of it, where rows of the head do not step together.
+        memory: What the head remembers of it; None where nothing is to be said.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SpeechRequest:
         decoding: Decoding,
         pieces: list[Piece],
         session: EngineSession | None = None,
-        memory: HeadMemory | None = None,
+        memory: HeadMemory | RowMemory | None = None,
     ) -> None:
         self.mode, self.decoding, self.pieces, self.session, self.memory = mode, decoding, pieces, session, memory
         self.reply: Reply | None = None  # the whole, once it is over
@@ -96,6 +97,11 @@ class SpeechRequest:
     def forbids_end(self) -> bool:
         """Whether the text cannot end now, because speech goes on."""
         return self.speaks and not self.writes
+
+    @property
+    def listens(self) -> bool:
+        """Whether the head speaks again behind positions at which it says nothing."""
+        return self.speaks or self.session is not None
 
     def uniform(self) -> float:
         """The random number of the next text token."""

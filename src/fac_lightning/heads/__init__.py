@@ -5,12 +5,12 @@ from fac_lightning.heads.chain import ChainState
 from fac_lightning.heads.delay import DelayHead
 from fac_lightning.heads.depth import DepthHead
 from fac_lightning.heads.frame_state import FrameState
-from fac_lightning.heads.fun_audio import FunAudioHead, FunAudioState
+from fac_lightning.heads.fun_audio import FunAudioHead, FunAudioSlots, FunAudioState
 from fac_lightning.heads.multi_token import MultiTokenHead
 from fac_lightning.heads.nested import NestedRefinedHead
 from fac_lightning.heads.parallel import ParallelHead
 from fac_lightning.heads.refined import RefinedHead, TextRefinedHead
-from fac_lightning.heads.row_state import NoRowState, RowState
+from fac_lightning.heads.row_state import NoRowState, RowState, SeenRow
 from fac_lightning.heads.transformer import CausalTransformer, KeyValueCache
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "DepthHead",
     "FrameState",
     "FunAudioHead",
+    "FunAudioSlots",
     "FunAudioState",
     "KeyValueCache",
     "MultiTokenHead",
@@ -28,6 +29,7 @@ __all__ = [
     "ParallelHead",
     "RefinedHead",
     "RowState",
+    "SeenRow",
     "SpeechHead",
     "TextRefinedHead",
 ]

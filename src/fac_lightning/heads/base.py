@@ -68,6 +68,10 @@ class SpeechHead(nn.Module, ABC):
         It has ``join() -> int``, which begins a reply behind the others and gives its row, and ``leave(row)``, which
         ends one, and the last takes its row. ``step`` goes over all that have begun. Where this gives None, which a
         head may leave it at, many streams are spoken one after the other, each with a ``new_state(1)``.
+
+        Those of a ``whole_sequence`` head also have ``copied(row)``, what a row has seen and said, and
+        ``join(seen)``, which begins a row behind such a copy, as often as it is wanted; and ``read`` takes them with
+        the ``row`` that reads, while the others stay where they are.
         """
         return None
 
@@ -90,15 +94,17 @@ class SpeechHead(nn.Module, ABC):
         state: Any,
         mask: Tensor | None = None,
         text_embeds: Tensor | None = None,
+        row: int | None = None,
     ) -> None:
         """Take in positions whose groups are given; ``state`` moves on. Nothing to do where the context is the reply.
 
         Args:
             hidden: ``(B, L, dim)``.
             codes: Groups said from these positions ``(B, L, group_size, num_codebooks)``, pad where nothing is said.
-            state: What ``new_state`` gave.
-            mask: ``(B, L)`` bool, False on (left) padding; None for no padding.
+            state: What ``new_state`` gave, or ``new_slots``.
+            mask: ``(B, L)`` bool, False on (left) padding; None for no padding, of which slots have none.
             text_embeds: ``(B, L, dim)``, for heads with ``needs_text``; zero where a position has no text.
+            row: Of slots, the row that reads; B is 1.
         """
 
     def tie(self, table: nn.Parameter) -> None:

@@ -20,11 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fac_lightning.heads.base import SpeechHead
-from fac_lightning.hf_packed import ATTENTION_NAME, cached_forward, packed_forward, register_packed_attention
+from fac_lightning.heads.row_state import RowState
+from fac_lightning.hf_packed import (
+    ATTENTION_NAME,
+    cached_forward,
+    packed_forward,
+    register_packed_attention,
+    slot_forward,
+)
 from fac_lightning.losses import chunked_logprobs
+from fac_lightning.slot_cache import PIECE, SlotCache
 from fac_lightning.types import IGNORE, HeadOutput, code_rows, eos_code, pad_code
 
-__all__ = ["FunAudioHead", "FunAudioState"]
+__all__ = ["FunAudioHead", "FunAudioSlots", "FunAudioState"]
 
 
 @dataclass
@@ -35,6 +43,15 @@ class FunAudioState:
     mask: Tensor  # (B, k * L) bool, False on padding
     position: Tensor  # (B,) int64, next one of each row
     previous: Tensor  # (B,) int64, row of the last code
+
+
+@dataclass
+class FunAudioSlots(RowState):
+    """State of conversations that come and go; moves on with every position."""
+
+    caches: tuple[SlotCache]  # keys and values, k to a backbone position
+    previous: Tensor  # (R,) int64, row of the last code
+    bos: int  # row before the first code: that of pad
 
 
 class FunAudioHead(SpeechHead):
@@ -177,10 +194,15 @@ class FunAudioHead(SpeechHead):
             previous=torch.full((batch_size,), self.pad_row, device=device),
         )
 
+    def new_slots(self, num_slots: int) -> FunAudioSlots:
+        """State of conversations that come and go, none so far."""
+        none, piece = torch.zeros(0, dtype=torch.int64, device=self.table.device), PIECE * self.group_size
+        return FunAudioSlots((SlotCache(num_slots, 2 * piece, none.device, piece),), none, self.pad_row)
+
     def step(
         self,
         hidden: Tensor,
-        state: FunAudioState,
+        state: FunAudioState | FunAudioSlots,
         sample: Callable[[Tensor], Tensor],
         text_embeds: Tensor | None = None,
     ) -> Tensor:
@@ -196,7 +218,7 @@ class FunAudioHead(SpeechHead):
             ended = ended | (codes == eos_code(self.codebook_size))
         return torch.stack(said, 1)[..., None]
 
-    def advance(self, vectors: Tensor, state: FunAudioState, mask: Tensor | None = None) -> Tensor:
+    def advance(self, vectors: Tensor, state: FunAudioState | FunAudioSlots, mask: Tensor | None = None) -> Tensor:
         """Logits ``(B, V)`` float32 of the last of new places ``(B, M, dim)``; ``state.previous`` is before them all.
 
         Args:
@@ -212,18 +234,21 @@ class FunAudioHead(SpeechHead):
         self,
         hidden: Tensor,
         codes: Tensor,
-        state: FunAudioState,
+        state: FunAudioState | FunAudioSlots,
         mask: Tensor | None = None,
         text_embeds: Tensor | None = None,
+        row: int | None = None,
     ) -> None:
         """Take in positions ``(B, L, dim)`` whose groups ``(B, L, k, 1)`` are given; see ``SpeechHead.read``."""
         if hidden.shape[1] == 0:
             return
+        reads = slice(None) if row is None else slice(row, row + 1)
         rows = self.rows[codes[..., 0]].flatten(1)  # (B, L * k)
-        previous = torch.cat([state.previous[:, None], rows[:, :-1]], 1).unflatten(1, (-1, self.group_size))
-        inputs = self._inputs(self.condition(hidden, text_embeds), F.embedding(previous, self.table))
-        self._feed(inputs.flatten(1, 2), state, None if mask is None else mask.repeat_interleave(self.group_size, 1))
-        state.previous = rows[:, -1]
+        previous = torch.cat([state.previous[reads, None], rows[:, :-1]], 1).unflatten(1, (-1, self.group_size))
+        inputs = self._inputs(self.condition(hidden, text_embeds), F.embedding(previous, self.table)).flatten(1, 2)
+        self._feed(inputs, state, None if mask is None else mask.repeat_interleave(self.group_size, 1), row)
+        state.previous = state.previous.clone()
+        state.previous[reads] = rows[:, -1]
 
     def _inputs(self, condition: Tensor, previous: Tensor | None) -> Tensor:
         """Inputs ``(..., k, W)`` of conditions ``(..., dim)`` and embeddings of the codes before ``(..., k, dim)``."""
@@ -231,8 +256,12 @@ class FunAudioHead(SpeechHead):
         inputs: Tensor = self.input(vectors if previous is None else vectors + previous)
         return inputs
 
-    def _feed(self, inputs: Tensor, state: FunAudioState, mask: Tensor | None) -> Tensor:
+    def _feed(
+        self, inputs: Tensor, state: FunAudioState | FunAudioSlots, mask: Tensor | None, row: int | None = None
+    ) -> Tensor:
         """States ``(B, M, W)`` of new places ``(B, M, W)``."""
+        if isinstance(state, FunAudioSlots):
+            return slot_forward(self.transformer, inputs, state.caches[0], row)
         if mask is None:
             mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
         counted = mask.cumsum(1)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fac_lightning.heads.transformer import KeyValueCache
-from fac_lightning.slot_cache import SlotCache
+from fac_lightning.slot_cache import CachedRow, SlotCache
 
-__all__ = ["NoRowState", "RowState"]
+__all__ = ["NoRowState", "RowState", "SeenRow"]
+
+
+@dataclass(frozen=True, eq=False)
+class SeenRow:
+    """What a row has seen and said, taken out; it may be put back more than once."""
+
+    caches: tuple[CachedRow, ...]
+    previous: Tensor  # (1, ...) int64, what it said last
 
 
 class RowState:
@@ -21,14 +30,19 @@ class RowState:
     previous: Tensor  # (R, ...) int64, what each row said last
     bos: int  # what stands before a row's first code
 
-    def join(self) -> int:
-        """Begin a reply, behind the others; gives its row."""
-        for cache in self.caches:
+    def join(self, seen: SeenRow | None = None) -> int:
+        """Begin a reply, behind the others and behind what was ``seen``; gives its row."""
+        kept = [None] * len(self.caches) if seen is None else seen.caches
+        for cache, part in zip(self.caches, kept, strict=True):
             assert isinstance(cache, SlotCache), "rows of this state begin and end together"
-            cache.join()
-        fresh = self.previous.new_full((1, *self.previous.shape[1:]), self.bos)
-        self.previous = torch.cat([self.previous, fresh])
+            cache.join(part)
+        last = self.previous.new_full((1, *self.previous.shape[1:]), self.bos) if seen is None else seen.previous
+        self.previous = torch.cat([self.previous, last])
         return len(self.previous) - 1
+
+    def copied(self, row: int) -> SeenRow:
+        """What a row has seen and said."""
+        return SeenRow(tuple(cache.copied(row) for cache in self.slots), self.previous[row : row + 1].clone())
 
     def leave(self, row: int) -> None:
         """End a reply; the last row takes its place."""

@@ -21,7 +21,7 @@ def check_head(head: SpeechHead, atol: float = 1e-5) -> None:
     """Hold a head to its contract: masks, packing and stepping agree with one teacher-forced pass.
 
     Of a head that reads the ``whole_sequence``, reading too: behind positions that were read, padding among them, a
-    step gives what one pass gives.
+    step gives what one pass gives; in slots also behind a copy of what a row has read.
 
     Args:
         head: Small enough for a CPU; it is copied and set to ``eval``.
@@ -43,6 +43,7 @@ def check_head(head: SpeechHead, atol: float = 1e-5) -> None:
     _check_slots(case, out)
     if part.whole_sequence:
         _check_reading(case, out)
+        _check_reading_in_slots(case, out)
     _check_gradients(case)
 
 
@@ -270,6 +271,32 @@ def _check_reading(case: _Case, out: HeadOutput) -> None:
     short = case.take(slice(5, None), [2]).run()
     forced = torch.stack([out.logprobs[2], short.logprobs[1]])
     case.same(stepped[kept], forced[kept], "a step behind positions that were read must give what one pass gives")
+
+
+@torch.no_grad()
+def _check_reading_in_slots(case: _Case, out: HeadOutput) -> None:
+    """One row speaks while others read, leave and go on twice behind what one of them had read."""
+    slots, part = case.part.new_slots(3), case.part
+    if slots is None:
+        return
+
+    def said(promise: str, *groups: int) -> None:
+        index = torch.tensor(groups)
+        heard, mask = _step(case, index, slots), out.mask[index]
+        case.same(heard.in_place(heard.logprobs)[mask], out.logprobs[index][mask], promise)
+
+    def read(group: int, row: int) -> None:
+        index = torch.tensor([[group]])
+        part.read(case.hidden[index], case.labels[index], slots, None, case.text_of(index), row=row)
+
+    slots.join()
+    read(4, slots.join())
+    seen = slots.copied(1)
+    slots.leave(1)
+    said("a row that speaks must not be disturbed by one that reads", 0)
+    for _ in range(2):
+        read(5, slots.join(seen))
+    said("a row that joined behind a copy must go on where the copied one was", 1, 6, 6)
 
 
 def _check_gradients(case: _Case) -> None:
