@@ -49,6 +49,23 @@ def test_the_text_embedding_of_the_released_head_is_not_trained_by_it():
     assert text.grad is None
 
 
+def test_gradient_checkpointing_of_the_released_head_changes_no_gradient_and_warns_of_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr("transformers.modeling_utils.logger.warning_once", told.append)
+    torch.manual_seed(0)
+    hidden, text, labels = torch.randn(3, 24), torch.randn(3, 24), torch.randint(0, 32, (3, 2, 1))
+    grads = []
+    for saving in (False, True):
+        torch.manual_seed(1)
+        head = FunAudioHead(24, 2, 32, QWEN3, gradient_checkpointing=saving).train()
+        head(hidden, labels, torch.tensor([2, 1]), text).logprobs.sum().backward()
+        grads.append([p.grad for p in head.parameters()])
+    assert told == []
+    assert any(layer.gradient_checkpointing for layer in head.transformer.layers)
+    for plain, recomputed in zip(*grads, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
 def test_reading_positions_and_then_stepping_equals_one_pass():
     # two rows, the first left padded: what is shown with `read` counts like what was said
     head, k = FunAudioHead(24, 3, 32, QWEN3).eval(), 3

@@ -101,7 +101,7 @@ class FunAudioHead(SpeechHead):
         rows = code_rows(codebook_size, table_rows, bos_row, eos_row, pad_row)
         self.register_buffer("rows", rows, persistent=False)
         self.pad_row = int(rows[-1])
-        self.transformer = _transformer(transformer)
+        self.transformer = _transformer(transformer, gradient_checkpointing)
         width = int(self.transformer.config.hidden_size)
         self.split = nn.Linear(dim, group_size * dim)  # W_p
         self.input = nn.Linear(dim, width, bias=False)
@@ -110,9 +110,6 @@ class FunAudioHead(SpeechHead):
         for weight in (self.split.weight, self.input.weight, self.output.weight, self.table):
             nn.init.normal_(weight, std=0.02)
         nn.init.zeros_(self.split.bias)
-        if gradient_checkpointing:
-            enable = getattr(self.transformer, "activation_checkpointing_enable", None)
-            (enable or self.transformer.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def tie(self, table: nn.Parameter) -> None:
         """Say codes with the table ``(V, dim)`` of the code adapter."""
@@ -286,7 +283,7 @@ class FunAudioHead(SpeechHead):
             )
 
 
-def _transformer(entries: dict[str, Any]) -> Any:
+def _transformer(entries: dict[str, Any], gradient_checkpointing: bool) -> Any:
     """A transformer of transformers without its token embedding."""
     from transformers import AutoConfig, AutoModel
 
@@ -298,5 +295,8 @@ def _transformer(entries: dict[str, Any]) -> Any:
     entries = {name: value for name, value in entries.items() if name not in ("torch_dtype", "dtype")}
     config = AutoConfig.for_model(entries.pop("model_type"), **entries)
     model = AutoModel.from_config(config, attn_implementation=ATTENTION_NAME)
+    if gradient_checkpointing:  # it warns of a model without a token embedding
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     model.set_input_embeddings(None)
     return model
