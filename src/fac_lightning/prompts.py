@@ -216,16 +216,24 @@ class ChatFormat:
         """What precedes the assistant's content."""
         return self.encode(f"{IM_START}assistant\n")
 
-    def chain(self, mode: Mode, transcript: str, answer: str) -> list[int]:
+    def chain(self, mode: Mode, transcript: str, answer: str, answer_ids: list[int] | None = None) -> list[int]:
         """What a mode writes before it speaks: the transcript on one line, the answer, a newline behind each.
 
         Every text and every newline is encoded by itself, so that a text has the tokens that it has elsewhere.
+
+        Args:
+            mode: In which the turn is answered.
+            transcript: What the user said.
+            answer: What will be spoken.
+            answer_ids: Its tokens, where they are known.
         """
         if not mode.chains:
             return []
-        lines = [" ".join(transcript.split())] if mode.transcribes else []
-        lines += [answer] if mode.drafts else []
-        return [token for line in lines for part in (line, "\n") for token in self.encode(part)]
+        newline = self.encode("\n")
+        ids = [*self.encode(" ".join(transcript.split())), *newline] if mode.transcribes else []
+        if mode.drafts:
+            ids += [*(self.encode(answer) if answer_ids is None else answer_ids), *newline]
+        return ids
 
     def close(self) -> list[int]:
         """What follows a turn's content: ``<|im_end|>`` and a newline."""

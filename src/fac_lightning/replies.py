@@ -112,14 +112,15 @@ class FrameEnd(ReplyRule):
     def cut(self, codes: np.ndarray, geometry: SpeechGeometry) -> ReplyGroups:
         """Groups of a reply's codes ``(T, Q)``; see ``ReplyRule.cut``."""
         k, q, size = geometry.group_size, geometry.num_codebooks, geometry.codebook_size
-        stream, frames, lead = _checked(codes, geometry), len(codes), self.lead_in * k
-        groups = np.empty((lead + _filled(frames + 1, k), q), dtype=np.int64)
+        stream, lead = _checked(codes, geometry), self.lead_in * k
+        end = lead + len(codes)
+        groups = np.empty((lead + _filled(len(codes) + 1, k), q), dtype=np.int64)
         groups[:lead] = bos_code(size)
-        groups[lead : lead + frames] = stream
-        groups[lead + frames :] = pad_code(size)
-        groups[lead + frames] = eos_code(size)
+        groups[lead:end] = stream
+        groups[end] = eos_code(size)
         labels = groups[lead:].copy()
-        labels[frames + 1 :] = IGNORE
+        groups[end + 1 :] = pad_code(size)
+        labels[end + 1 - lead :] = IGNORE
         return ReplyGroups(groups.reshape(-1, k, q), labels.reshape(-1, k, q), first=self.lead_in)
 
     def close(self, groups: Tensor, codebook_size: int) -> ClosedGroups:

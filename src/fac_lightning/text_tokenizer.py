@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fac_lightning.prompts import IM_END, PAD, SPECIAL_TOKENS
 
-__all__ = ["check_rows", "load_text_tokenizer", "train_text_tokenizer"]
+__all__ = ["check_rows", "load_text_tokenizer", "text_fingerprint", "train_text_tokenizer"]
 
 
 def check_rows(tokenizer: Any, rows: int) -> None:
@@ -27,6 +29,20 @@ def check_rows(tokenizer: Any, rows: int) -> None:
             f"the text tokenizer has {ids} tokens, the backbone's embedding {rows} rows; give the backbone a "
             f"vocab_size of at least {ids}"
         )
+
+
+def text_fingerprint(tokenizer: Any) -> str | None:
+    """Name of all that decides which tokens a text has; None for a tokenizer that is not one of ``tokenizers``.
+
+    Args:
+        tokenizer: Of transformers.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    whole = json.loads(backend.to_str())
+    parts = {name: whole.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def load_text_tokenizer(name: str | Path) -> Any:

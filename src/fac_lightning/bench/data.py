@@ -1,8 +1,9 @@
 """``fac bench data``: packed lines out of shards, from flac and from codes, beside plain lhotse on the same files.
 
 All is generated in a temporary folder: dialogues of two rounds, 6 s of question and 12 s of answer on average. What is
-timed is the work of one data worker, one thread: a pass over all shards, each opened anew, up to finished batches.
-Plans of lines are made by the process that trains and are a cell of their own. Plain lhotse reads the same tars in
+timed is the work of one data worker, one thread, as in its first epoch: a pass over all shards up to finished batches,
+nothing known from a pass before. Shards hold token ids of their texts; a cell of its own tokenises the texts instead.
+Plans of lines are made by the process that trains and are cells of their own. Plain lhotse reads the same tars in
 sequence and pads batches of the same number of dialogues; it lays out no text.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -60,8 +60,10 @@ class DataBenchmark(Benchmark):
             Cell("flac: ours", lambda: world().packed("flac", "S2T")),
             Cell("flac: lhotse", lambda: world().padded("flac", "recording")),
             Cell("codes: ours", lambda: world().packed("codes", "T2M")),
+            Cell("codes: ours, from texts", lambda: world().packed("codes", "T2M", texts=True)),
             Cell("codes: lhotse", lambda: world().padded("codes", "codes")),
             Cell("codes: plan", lambda: world().planned("codes", "T2M")),
+            Cell("codes: plan, from texts", lambda: world().planned("codes", "T2M", texts=True)),
         ]
 
     def findings(self, report: BenchReport) -> Mapping[str, float]:
@@ -88,32 +90,34 @@ class _World:
             with DialogueWriter(self.root / kind / "dialogues") as writer:
                 for number in range(SHARDS * per_shard):
                     writer.write(_dialogue(rng, f"{kind}-{number:06d}", bank if kind == "flac" else None))
-            DialogueSharding(str(self.root / kind / "dialogues"), str(self.root / kind / "shards"), per_shard).run()
+            for name, text in (("shards", str(self.root / "text")), ("texts", None)):
+                out = str(self.root / kind / name)
+                DialogueSharding(str(self.root / kind / "dialogues"), out, per_shard, text_tokenizer=text).run()
+        self.tokenizer = load_text_tokenizer(str(self.root / "text"))
 
-    def packed(self, kind: str, mode: str) -> Trial:
+    def packed(self, kind: str, mode: str, texts: bool = False) -> Trial:
         """A worker's part of one pass: lines laid out, read and collated."""
-        stream = self._stream(kind, mode)
-        windows = list(_pass(stream))
-        start, found = time.process_time(), [batch for window in windows for batch in stream[window]]
-        first, seconds = time.process_time() - start, sum(batch.seconds for batch in found)
-        fill = sum(len(batch.text_ids) for batch in found) / len(found) / CAPACITY
-        del found
+        windows = list(_pass(self._stream(kind, mode, texts)))
+        stream = self._stream(kind, mode, texts)
+        found = [batch for window in windows for batch in stream[window]]
+        seconds, fill = sum(batch.seconds for batch in found), sum(len(batch.text_ids) for batch in found)
+        values = {"fill": fill / len(found) / CAPACITY}
+        source = stream.planners[0].source
+        assert isinstance(source, ShardCorpus)
 
         def call() -> None:
-            for planner in stream.planners:
-                if isinstance(planner.source, ShardCorpus):
-                    planner.source.close()
+            source.close()
+            source.chat = CachedChatFormat(self.tokenizer)
             for window in windows:
                 stream[window]
 
-        values = {"fill": fill, "audio_s/s at first": seconds / first}
         return self._trial(call, seconds, values)
 
-    def planned(self, kind: str, mode: str) -> Trial:
-        """The plan of one pass, from nothing."""
-        stream = self._stream(kind, mode)
+    def planned(self, kind: str, mode: str, texts: bool = False) -> Trial:
+        """The plan of one pass."""
+        stream = self._stream(kind, mode, texts)
         seconds = sum(batch.seconds for window in _pass(stream) for batch in stream[window])
-        return self._trial(lambda: list(_pass(self._stream(kind, mode))), seconds)
+        return self._trial(lambda: list(_pass(self._stream(kind, mode, texts))), seconds)
 
     def padded(self, kind: str, field: str) -> Trial:
         """One pass of lhotse over the same tars, in batches padded to their longest."""
@@ -136,10 +140,11 @@ class _World:
 
         return self._trial(call, call())
 
-    def _stream(self, kind: str, mode: str) -> LineStream:
+    def _stream(self, kind: str, mode: str, texts: bool) -> LineStream:
+        """Of a worker that has read nothing yet."""
         geometry = SpeechGeometry(RATE, RATE // 5, 5, 1, CODEBOOK, 2 * VOCABULARY)
-        chat = CachedChatFormat(load_text_tokenizer(str(self.root / "text")))
-        shards = ShardCorpus([str(self.root / kind / "shards")], chat, geometry, None, {mode: 1.0}, window=1)
+        folder = str(self.root / kind / ("texts" if texts else "shards"))
+        shards = ShardCorpus([folder], CachedChatFormat(self.tokenizer), geometry, None, {mode: 1.0}, window=1)
         return LineStream([RowPlanner(shards, Budget(CAPACITY))], [1.0], 0)
 
     def _trial(self, call: Any, seconds: float, values: Mapping[str, float] | None = None) -> Trial:

@@ -35,6 +35,8 @@ def main(words: Sequence[str]) -> int:
     made.add_argument("--codes", default="stored", metavar="TOKENIZER", help=help_ + "path, a node '{_target_: ...}'")
     help_ = "keep what the frozen encoder of a recipe or run folder (or a dotted path, a node) says of the users' turns"
     made.add_argument("--features", metavar="ENCODER", help=help_)
+    help_ = "keep the token ids of all texts by the text tokenizer of this hub id or folder; training tokenises nothing"
+    made.add_argument("--text-tokenizer", metavar="NAME", help=help_)
     made.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0: none")
     made.add_argument("--skip-bad", action="store_true", help="leave dialogues out that cannot be stored")
     made.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="a run may build these too")
@@ -57,7 +59,7 @@ def main(words: Sequence[str]) -> int:
     if args.features is not None:
         features = partial(instantiate, encoder_node(args.features, args.allow), "encoder")
     given = (args.dialogues, args.out, args.shard_size, audio, codes, args.workers, args.skip_bad)
-    job = DialogueSharding(*given, features=features)
+    job = DialogueSharding(*given, features=features, text_tokenizer=args.text_tokenizer)
     summary = job.run()
     print_summary(args.dialogues, args.out, summary)
     return LEFT_OUT if summary["left_out"] else 0
@@ -99,6 +101,8 @@ def print_summary(dialogues: str, out: str, summary: Mapping[str, Any]) -> None:
         table.add_row("codes of", f"{of['tokenizer']}, {of['frame_rate']:g} Hz")
     if (of := summary.get("features_of")) is not None:
         table.add_row("features of", f"{of['encoder']} {of['fingerprints']['float32']}, {of['dim']} wide")
+    if (of := summary.get("texts_of")) is not None:
+        table.add_row("token ids of", f"{of['tokenizer']} {of['fingerprint']}")
     if summary["clipped_samples"]:
         table.add_row("samples clipped to 16 bits", f"{summary['clipped_samples']:,}", style="red")
     table.add_row("left out", f"{len(summary['left_out']):,}", style="red" if summary["left_out"] else None)

@@ -61,6 +61,7 @@ class SpokenTurn:
     clip: Clip | None = None  # the user's speech
     codes: np.ndarray | None = None  # (T, Q) int, the assistant's speech
     seconds: float = 0.0  # of the codes; a clip knows its own
+    ids: list[int] | None = None  # tokens of the text, where they are known; not to be changed
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ class _Layout:
                 self.user(turn, speech=heard is not None)
             else:
                 how = MODES[mode].given(heard is not None)
-                chain = self.chat.chain(how, heard.text if heard else "", turn.text)
+                chain = self.chat.chain(how, heard.text if heard else "", turn.text, turn.ids)
                 self.assistant(turn, speech=how.speaks and turn.codes is not None, chain=chain)
                 heard = None
 
@@ -263,8 +264,10 @@ class _Layout:
             self._heard(turn)
             if after:
                 self.text(self.chat.encode(after))
-        else:
+        elif before or after:
             self.text(self.chat.encode(before + turn.text + after))
+        else:
+            self.text(self._words(turn))
         self.text(self.chat.close())
 
     def assistant(self, turn: SpokenTurn, speech: bool, chain: Sequence[int] = ()) -> None:
@@ -274,10 +277,14 @@ class _Layout:
             self.text(chain)
             self._said(turn)
         else:
-            self.text(self.chat.encode(turn.text))
+            self.text(self._words(turn))
         end = self.text(self.chat.close())
         if self.learns:
             self.labels.append((first, len(self.ids) - 1 if self.reply.learns_newline else end))
+
+    def _words(self, turn: SpokenTurn) -> list[int]:
+        """Tokens of a turn's text."""
+        return self.chat.encode(turn.text) if turn.ids is None else turn.ids
 
     def _heard(self, turn: SpokenTurn) -> None:
         """The user's speech."""
@@ -301,7 +308,7 @@ class _Layout:
         """The assistant's speech, text and codes side by side."""
         assert turn.codes is not None
         said = self.reply.cut(turn.codes, self._geometry())
-        tokens, positions = self.chat.encode(turn.text), len(said.codes)
+        tokens, positions = self._words(turn), len(said.codes)
         silent = positions - len(tokens)
         if silent < 0 and not self.reply.text_goes_on:
             self.lost_text -= silent

@@ -25,7 +25,7 @@ from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, CodesO
 from fac_lightning.data.shards.shard import Shard
 from fac_lightning.prompts import MODES, ChatFormat
 from fac_lightning.replies import ReplyRule
-from fac_lightning.text_tokenizer import check_rows
+from fac_lightning.text_tokenizer import check_rows, text_fingerprint
 from fac_lightning.tokenizers.base import SpeechTokenizer
 from fac_lightning.types import SpeechGeometry
 
@@ -93,6 +93,7 @@ class ShardCorpus(RowSource):
         self._lengths = None if limits is None else LengthLimits(limits, rate, where)
         for folder in self.folders:
             self._check(folder, tokenizer)
+        self._tokenised = self._tokenised_folders()
         self._places = [(folder, number) for folder in self.folders for number in range(len(folder.shards))]
         rows = [count for folder in self.folders for count in folder.rows()]
         self._ends: list[int] = np.cumsum(rows, dtype=np.int64).tolist()
@@ -168,9 +169,10 @@ class ShardCorpus(RowSource):
         number = bisect_right(self._ends, index)
         found = self._open.get(number)
         if found is None:
-            shard = Shard(*self._places[number])
+            folder, place = self._places[number]
             hop_length = self.features_of.hop_length if self.features_of is not None else 0
-            found = ShardItems(shard, self.geometry, self._hears, self._says, self._last, hop_length)
+            wanted = (self.geometry, self._hears, self._says, self._last, hop_length, folder in self._tokenised)
+            found = ShardItems(Shard(folder, place), *wanted)
             self._open[number] = found
             self._close_some()
         else:
@@ -183,6 +185,22 @@ class ShardCorpus(RowSource):
         while len(self._open) > 2 * self.window + 2 and dialogues > KEPT:
             _, closed = self._open.popitem(last=False)
             dialogues -= len(closed.shard)
+
+    def _tokenised_folders(self) -> set[ShardFolder]:
+        """Folders that have texts as token ids of the text tokenizer at hand."""
+        of = {folder: told for folder in self.folders if (told := folder.texts_of()) is not None}
+        wanted = text_fingerprint(self.chat.tokenizer) if of else None
+        for folder, told in of.items():
+            if told.fingerprint != wanted:
+                log.warning(
+                    "%s has token ids of the text tokenizer %s (%s), not of this one (%s): texts are tokenised as they "
+                    "are read",
+                    folder.where,
+                    told.tokenizer,
+                    told.fingerprint,
+                    wanted,
+                )
+        return {folder for folder, told in of.items() if told.fingerprint == wanted}
 
     def _check_features(self, folder: ShardFolder, geometry: SpeechGeometry) -> None:
         """Refuse features that are missing where they are asked for, or are not those of one encoder of the model."""

@@ -9,16 +9,13 @@ import numpy as np
 from fac_lightning.data.dialogue import RESERVED, RESERVED_OF_TURNS, Dialogue, Turn
 from fac_lightning.data.shards.audio import LastRecording
 from fac_lightning.data.shards.folder import ShardFolder
-from fac_lightning.data.shards.records import CODES, FEATURES
+from fac_lightning.data.shards.records import TOLD, TOLD_OF_TURNS
 from fac_lightning.data.shards.shard import Shard, StoredDialogue
 from fac_lightning.data.turn_codes import TurnCodes
 
 __all__ = ["read_shards"]
 
-OURS, OURS_OF_TURNS = (
-    RESERVED | {CODES, "codes_of", FEATURES, "features_of"},
-    RESERVED_OF_TURNS | {"code_frames", "feature_samples"},
-)
+OURS, OURS_OF_TURNS = RESERVED | TOLD, RESERVED_OF_TURNS | TOLD_OF_TURNS
 
 
 def read_shards(path: str, audio: bool = True) -> Iterator[Dialogue]:

@@ -17,9 +17,10 @@ from fac_lightning.data.intake.limits import IntakeLimits
 from fac_lightning.data.shards.features import FeaturesOf
 from fac_lightning.data.shards.index import FieldIndex, ShardIndex
 from fac_lightning.data.shards.names import SUMMARY, ShardFiles, find_shards
-from fac_lightning.data.shards.records import FEATURES, CodesOf
+from fac_lightning.data.shards.records import FEATURES, TEXTS, CodesOf
 from fac_lightning.data.shards.storage import LocalFolder, open_storage
 from fac_lightning.data.shards.tar import survey_tar
+from fac_lightning.data.shards.texts import TextsOf
 
 __all__ = ["ShardFolder", "parse_line"]
 
@@ -88,6 +89,17 @@ class ShardFolder:
                 if told := (record.get("custom") or {}).get("features_of"):
                     return FeaturesOf(**told)
         return None
+
+    def texts_of(self) -> TextsOf | None:
+        """The text tokenizer of the token ids, where there are some."""
+        if TEXTS not in self.shards[0].tars:
+            return None
+        if self.summary is not None:
+            told = self.summary.get("texts_of")
+            return TextsOf(**told) if told else None
+        record = next(self._records(self.shards[0]), {})
+        told = (record.get("custom") or {}).get("texts_of")
+        return TextsOf(**told) if told else None
 
     def lines(self, shard: int) -> list[str]:
         """Lines of a manifest, not yet read as records.

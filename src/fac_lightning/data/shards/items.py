@@ -23,6 +23,7 @@ class ShardItems:
         says: Whether the assistant's turns have their codes.
         last: Keeps the recording that was decoded last.
         hop_length: Samples per frame of the stored features that stand for the users' sound; 0: their sound.
+        tokenised: The shard has the texts as token ids, by the text tokenizer of the training.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class ShardItems:
         says: bool,
         last: LastRecording,
         hop_length: int = 0,
+        tokenised: bool = False,
     ) -> None:
-        self.hop_length = hop_length
+        self.hop_length, self.tokenised = hop_length, tokenised
         self.shard, self.geometry, self.hears, self.says, self.last = shard, geometry, hears, says, last
         self._sketches: list[CorpusItem | None] = [None] * len(shard)
         self._checked = False
@@ -43,7 +45,7 @@ class ShardItems:
         )  # stand-ins are views of it
 
     def sketch(self, row: int) -> CorpusItem:
-        """A dialogue as packing plans with it: nothing but the manifest is read, codes are all zero."""
+        """A dialogue as packing plans with it: no more than manifest and token ids are read, codes are all zero."""
         found = self._sketches[row]
         if found is None:
             found = self._sketches[row] = self._make(row)
@@ -80,14 +82,15 @@ class ShardItems:
         turns: list[SpokenTurn] = []
         unwritten, first = False, 0
         heard = self.shard.features(row, dialogue, self.hop_length) if self.hop_length else {}
-        for i, told in enumerate(dialogue.record["supervisions"]):
+        told_turns = dialogue.record["supervisions"]
+        ids = self.shard.text_ids(row, dialogue) if self.tokenised else [None] * len(told_turns)
+        for i, told in enumerate(told_turns):
             span = dialogue.span(i)
             if told["speaker"] == "assistant":
-                said = self._zeros(dialogue, i) if self.says else None
-                if said is not None and codes is not None:
-                    said = codes[first : first + len(said)]
-                    first += len(said)
-                turns.append(SpokenTurn("assistant", told["text"], None, said, told["duration"]))
+                frames = self._frames(dialogue, i) if self.says else 0
+                said = (self._blank if codes is None else codes[first:])[:frames] if frames else None
+                first += frames
+                turns.append(SpokenTurn("assistant", told["text"], None, said, told["duration"], ids[i]))
                 continue
             unwritten |= (span is not None or i in heard) and not told["text"].strip()
             clip = None
@@ -96,12 +99,12 @@ class ShardItems:
             elif span is not None and self.hears and self.geometry is not None:
                 audio = TurnAudio(*span, self.geometry.sample_rate, self.last)
                 clip = Clip(audio.num_samples, audio)
-            turns.append(SpokenTurn("user", told["text"], clip=clip))
+            turns.append(SpokenTurn("user", told["text"], clip, ids=ids[i]))
         system = (dialogue.record.get("custom") or {}).get("system")
         return CorpusItem(dialogue.id, tuple(turns), system, unwritten)
 
-    def _zeros(self, dialogue: StoredDialogue, turn: int) -> np.ndarray | None:
-        """Codes of the right shape; None for a turn without speech."""
+    def _frames(self, dialogue: StoredDialogue, turn: int) -> int:
+        """Frames of codes of a turn; 0 where it has no speech."""
         frames = dialogue.code_frames[turn]
         if not frames and dialogue.span(turn) is not None:
             raise ValueError(
@@ -109,7 +112,7 @@ class ShardItems:
                 "modes say it; name the tokenizer when the shards are written (fac data shard --codes), or take modes "
                 "that do not speak"
             )
-        return self._blank[:frames] if frames else None
+        return frames
 
 
 def _with_codes(sketch: CorpusItem, codes: np.ndarray) -> CorpusItem:
@@ -118,7 +121,7 @@ def _with_codes(sketch: CorpusItem, codes: np.ndarray) -> CorpusItem:
     for turn in sketch.turns:
         if turn.codes is not None:
             last = first + len(turn.codes)
-            turn = SpokenTurn(turn.role, turn.text, codes=codes[first:last], seconds=turn.seconds)
+            turn = SpokenTurn(turn.role, turn.text, None, codes[first:last], turn.seconds, turn.ids)
             first = last
         turns.append(turn)
     return CorpusItem(sketch.id, tuple(turns), sketch.system, sketch.unwritten)

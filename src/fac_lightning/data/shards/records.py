@@ -3,13 +3,14 @@
 Beside what lhotse wants, a supervision has ``code_frames``, the frames of the dialogue's code grid that are its own
 (those of all turns follow one another), and the dialogue has ``codes_of``, the name and rate of their tokenizer. A
 turn with ``code_frames`` that is not ``spoken`` came as codes, without audio. Where an encoder has heard the user, a
-turn has ``feature_samples``, its samples at the encoder's rate, and the dialogue has ``features_of``.
+turn has ``feature_samples``, its samples at the encoder's rate, and the dialogue has ``features_of``. Where texts were
+tokenised, a turn has ``text_ids``, the number of its tokens, and the dialogue has ``texts_of``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,6 +24,9 @@ __all__ = [
     "FEATURES",
     "RECORDING",
     "REPLIES",
+    "TEXTS",
+    "TOLD",
+    "TOLD_OF_TURNS",
     "CodesOf",
     "array_placeholder",
     "audio_placeholder",
@@ -31,6 +35,10 @@ __all__ = [
 
 RECORDING, REPLIES, CODES = "recording", "target_audio", "codes"
 FEATURES = "user_features"  # lhotse's cuts have features of their own, of another kind
+TEXTS = "text_tokens"
+#: what the manifest of a shard says of a dialogue, and of a turn, beside the cut of the dialogues folder
+TOLD = frozenset({CODES, "codes_of", FEATURES, "features_of", TEXTS, "texts_of"})
+TOLD_OF_TURNS = frozenset({"code_frames", "feature_samples", "text_ids"})
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ def shard_record(
     codes_of: CodesOf | None,
     heard: Mapping[int, tuple[np.ndarray, int]] | None = None,
     features_of: Mapping[str, Any] | None = None,
+    texts: Sequence[np.ndarray] = (),
+    texts_of: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The line of a cut in the manifest of a shard, as JSON values.
 
@@ -80,15 +90,15 @@ def shard_record(
         codes_of: Whose they are.
         heard: Features ``(T, C)`` by turn, and its samples at the encoder's rate.
         features_of: Whose they are.
+        texts: Token ids ``(T,)`` of every turn; none where texts were not tokenised.
+        texts_of: Whose they are.
 
     Raises:
         BadData: The id cannot be the name of a file in a tar.
     """
     check_id(cut.id)
     record: dict[str, Any] = cut.to_dict()
-    custom = {
-        k: v for k, v in (record.get("custom") or {}).items() if k not in (REPLIES, CODES, FEATURES, "features_of")
-    }
+    custom = {k: v for k, v in (record.get("custom") or {}).items() if k not in TOLD | {REPLIES}}
     record["recording"] = audio.get(RECORDING)
     record["start"] = 0.0
     if RECORDING in audio:
@@ -107,12 +117,17 @@ def shard_record(
         shapes = [features.shape for features, _ in heard.values()]
         custom[FEATURES] = array_placeholder((sum(frames for frames, _ in shapes), shapes[0][1]))
         custom["features_of"] = dict(features_of or {})
+    if texts_of is not None:
+        custom[TEXTS] = array_placeholder((sum(map(len, texts)),))
+        custom["texts_of"] = dict(texts_of)
     for i, supervision in enumerate(record["supervisions"]):
-        own = {k: v for k, v in (supervision.get("custom") or {}).items() if k not in (CODES, "feature_samples")}
+        own = {k: v for k, v in (supervision.get("custom") or {}).items() if k not in TOLD_OF_TURNS | {CODES}}
         if i in heard:
             own["feature_samples"] = heard[i][1]
         if i in codes:
             own["code_frames"] = len(codes[i])
+        if texts_of is not None:
+            own["text_ids"] = len(texts[i])
         supervision["custom"] = own
     record["custom"] = custom
     return record

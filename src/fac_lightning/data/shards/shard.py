@@ -12,11 +12,10 @@ from fac_lightning.data.intake.cases import bad_data
 from fac_lightning.data.shards.audio import Sound
 from fac_lightning.data.shards.features import TurnFeatures
 from fac_lightning.data.shards.folder import ShardFolder, parse_line
-from fac_lightning.data.shards.index import FieldIndex
-from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, REPLIES
-from fac_lightning.data.shards.storage import Storage
+from fac_lightning.data.shards.numbers import Numbers
+from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, REPLIES, TEXTS
 
-__all__ = ["Shard", "StoredDialogue", "read_codes"]
+__all__ = ["Shard", "StoredDialogue"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class StoredDialogue:
     record: Mapping[str, Any]
     sounds: Mapping[str, Sound]  # by field
     code_frames: tuple[int, ...]  # of each turn
+    token_counts: tuple[int, ...]  # of the text of each turn; 0 where texts were not tokenised
 
     def span(self, turn: int) -> tuple[Sound, int, int] | None:
         """Sound, first sample and samples of a turn; None for a turn without sound.
@@ -34,6 +34,8 @@ class StoredDialogue:
         Raises:
             BadData: It is not inside its recording.
         """
+        if not self.sounds:
+            return None
         told = self.record["supervisions"][turn]
         sound = self.sounds.get(RECORDING if told["speaker"] == "user" else REPLIES)
         if sound is None or not (told.get("custom") or {}).get("spoken", True):
@@ -60,9 +62,11 @@ class Shard:
         if len(self._lines) != self.index.rows:
             told = f"{len(self._lines)} dialogues"
             raise bad_data("FAC-D11", self.where, told, f"{self.index.rows}, as the index says")
-        self.frames = self._frames()
-        self._code_ends = np.cumsum(self.frames).tolist()
-        self._codes: np.ndarray | None = None
+        self._codes, self._ids = (
+            Numbers(self.storage, self.files.tars.get(name, ""), self.index.fields.get(name), self.index.rows)
+            for name in (CODES, TEXTS)
+        )
+        self.frames = self._codes.counts  # of codes, of each dialogue
 
     def __len__(self) -> int:
         """Dialogues."""
@@ -84,10 +88,24 @@ class Shard:
 
     def codes(self, row: int) -> np.ndarray:
         """Codes ``(T, Q)`` of a dialogue, of all its turns; the tar is read once, whole."""
-        if self._codes is None:
-            self._codes = read_codes(self.storage, self.files.tars[CODES], self.index.fields[CODES])
-        codes: np.ndarray = self._codes
-        return codes[self._code_ends[row - 1] if row else 0 : self._code_ends[row]]
+        return self._codes[row]
+
+    def text_ids(self, row: int, dialogue: StoredDialogue) -> list[list[int]]:
+        """Token ids of the text of each turn.
+
+        Raises:
+            BadData: The tar has others than the turns say.
+        """
+        ids = self._ids[row].ravel().tolist()
+        if len(ids) != sum(dialogue.token_counts):
+            told = f"{len(ids)} token ids where its turns have {sum(dialogue.token_counts)} (text_ids)"
+            where = f"{self.where}, dialogue {dialogue.id!r}"
+            raise bad_data("FAC-D14", where, told, "as many", what="token ids that do not go with their turns")
+        found, first = [], 0
+        for count in dialogue.token_counts:
+            found.append(ids[first : first + count])
+            first += count
+        return found
 
     def features(self, row: int, dialogue: StoredDialogue, hop_length: int) -> dict[int, tuple[int, TurnFeatures]]:
         """Samples at the encoder's rate, and where its features are, by turn; nothing is read.
@@ -114,8 +132,7 @@ class Shard:
 
     def largest_code(self) -> int:
         """Of all codes of the shard."""
-        self.codes(0)
-        return int(self._codes.max()) if self._codes is not None and self._codes.size else -1
+        return int(self._codes.block.max()) if self._codes.block.size else -1
 
     @property
     def where(self) -> str:
@@ -125,7 +142,7 @@ class Shard:
     @property
     def num_codebooks(self) -> int:
         """Columns of the codes; 0 without codes."""
-        return self.index.fields[CODES].columns if CODES in self.index.fields else 0
+        return self._codes.columns
 
     def _dialogue(self, row: int, record: Mapping[str, Any], where: str) -> StoredDialogue:
         custom = record.get("custom") or {}
@@ -133,50 +150,30 @@ class Shard:
         for name, told in ((RECORDING, record.get("recording")), (REPLIES, custom.get(REPLIES))):
             field = self.index.fields.get(name)
             if told and field is not None and field.sizes[row] >= 0:
-                tar = self.files.tars[name]
-                place = (field.offsets[row], field.sizes[row])
+                place = (self.files.tars[name], field.offsets[row], field.sizes[row])
                 rate, samples = int(told["sampling_rate"]), int(told["num_samples"])
-                sounds[name] = Sound(self.storage, tar, *place, rate, samples, record["id"])
+                sounds[name] = Sound(self.storage, *place, rate, samples, record["id"])
+        frames, tokens = [], []
         for i, turn in enumerate(record["supervisions"]):
-            if turn.get("speaker") not in ("user", "assistant") or turn.get("text") is None:
-                told = f"turn {i} of speaker {turn.get('speaker')!r} with the text {turn.get('text')!r}"
+            role, text = turn.get("speaker"), turn.get("text")
+            if role not in ("user", "assistant") or text is None:
+                told = f"turn {i} of speaker {role!r} with the text {text!r}"
                 raise bad_data("FAC-D09", where, told, "'user' or 'assistant', and a text")
-        return StoredDialogue(record["id"], record, sounds, self._code_frames(row, record["supervisions"], where))
+            own = turn.get("custom") or {}
+            frames.append(int(own.get("code_frames", 0)))
+            tokens.append(int(own.get("text_ids", 0)))
+        if sum(frames) != self.frames[row]:
+            self._take_all(row, record["supervisions"], frames, where)
+        return StoredDialogue(record["id"], record, sounds, tuple(frames), tuple(tokens))
 
-    def _frames(self) -> list[int]:
-        """Frames of codes of each dialogue."""
-        field = self.index.fields.get(CODES)
-        if field is None or not field.dtype:
-            return [0] * len(self)
-        width = np.dtype(field.dtype).itemsize * max(1, field.columns)
-        return [max(0, size) // width for size in field.sizes]
+    def _take_all(self, row: int, turns: Sequence[Mapping[str, Any]], frames: list[int], where: str) -> None:
+        """Where shards are written elsewhere, and no turn says how many frames are its own, give all to the one reply.
 
-    def _code_frames(self, row: int, turns: Sequence[Mapping[str, Any]], where: str) -> tuple[int, ...]:
-        """Frames of each turn, which must be those that the tar has."""
-        there = self.frames[row]
-        frames = [int((turn.get("custom") or {}).get("code_frames", 0)) for turn in turns]
-        if there and not sum(frames):  # written elsewhere: all of it is the one reply
-            replies = [i for i, turn in enumerate(turns) if turn["speaker"] == "assistant"]
-            if len(replies) == 1:
-                frames[replies[0]] = there
-        if sum(frames) != there:
+        Raises:
+            BadData: The turns have others than the tar.
+        """
+        there, replies = self.frames[row], [i for i, turn in enumerate(turns) if turn["speaker"] == "assistant"]
+        if any(frames) or len(replies) != 1:
             told = f"{there} frames of codes where its turns have {sum(frames)} (code_frames)"
             raise bad_data("FAC-D14", where, told, "as many", what="codes that do not go with their turns")
-        return tuple(frames)
-
-
-def read_codes(storage: Storage, tar: str, field: FieldIndex) -> np.ndarray:
-    """All codes ``(T, Q)`` of a shard.
-
-    Raises:
-        BadData: The tar is not as the index says.
-    """
-    if not field.dtype:
-        return np.zeros((0, max(1, field.columns)), np.uint8)
-    data, dtype = storage.read(tar), np.dtype(field.dtype)
-    if len(data) != field.bytes or dtype.kind not in "iu":
-        told = f"{len(data)} bytes, numbers of type {dtype}"
-        raise bad_data("FAC-D11", storage.path(tar), told, f"{field.bytes} bytes of whole numbers")
-    places = [(o, n) for o, n in zip(field.offsets, field.sizes, strict=True) if n > 0]
-    flat = b"".join([data[offset : offset + size] for offset, size in places])
-    return np.frombuffer(flat, dtype).reshape(-1, field.columns)
+        frames[replies[0]] = there

@@ -22,8 +22,10 @@ from fac_lightning.data.manifest import manifest_path
 from fac_lightning.data.shards.features import FeatureMaker, FeaturesOf, encoder_fingerprint
 from fac_lightning.data.shards.index import ShardIndex
 from fac_lightning.data.shards.names import SUMMARY, draft_name
-from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, REPLIES, CodesOf
-from fac_lightning.data.shards.shard_writer import AUDIO_FORMATS, ShardTask, ShardWriter
+from fac_lightning.data.shards.records import CODES, FEATURES, RECORDING, REPLIES, TEXTS, CodesOf
+from fac_lightning.data.shards.shard_content import AUDIO_FORMATS, ShardTask
+from fac_lightning.data.shards.shard_writer import ShardWriter
+from fac_lightning.data.shards.texts import TextMaker
 from fac_lightning.data.workers import WorkerPool
 from fac_lightning.encoders.base import SpeechEncoder
 from fac_lightning.tokenizers.base import SpeechTokenizer
@@ -55,6 +57,8 @@ class DialogueSharding:
         features: Makes the frozen encoder whose features of the users' turns are kept, for training that does not run
             it (``data.features``); None keeps none. With them ``audio`` may be None and the user is still heard.
         feature_dtype: ``float16``, or ``float32``, which keeps them exactly.
+        text_tokenizer: Hub id or folder of the text tokenizer whose token ids of all texts are kept, so that training
+            with the same tokenises nothing; with another one texts are tokenised as they are read. None keeps none.
         num_workers: Processes; 0 works in this one.
         skip_bad: Leave out dialogues that cannot be stored and list them in the summary; else the first ends the job.
     """
@@ -70,6 +74,7 @@ class DialogueSharding:
         skip_bad: bool = False,
         features: Callable[[], SpeechEncoder] | None = None,
         feature_dtype: str = "float16",
+        text_tokenizer: str | None = None,
     ) -> None:
         self.features = None if features is None else FeatureMaker(features, feature_dtype)
         if audio is not None and audio not in AUDIO_FORMATS:
@@ -79,6 +84,7 @@ class DialogueSharding:
         self.rows, self.bytes = _size(shard_size)
         self.dialogues, self.out, self.audio, self.codes = dialogues, Path(out), audio, codes
         self.num_workers, self.skip_bad = num_workers, skip_bad
+        self.text_tokenizer = text_tokenizer
 
     def run(self) -> dict[str, Any]:
         """Write what is missing; the summary, also in ``cuts.summary.json``.
@@ -99,6 +105,9 @@ class DialogueSharding:
         }
         if self.features is not None:
             settings["features"] = f"{encoder_fingerprint(self.features.encoder)} {self.features.dtype}"
+        texts = None if self.text_tokenizer is None else TextMaker(self.text_tokenizer)
+        if texts is not None:
+            settings["texts"] = texts.of.fingerprint
         if (done := _begun(self.out, settings)) and done.get("finished"):
             return done
         if tokenizer is None and self.audio is None:
@@ -109,13 +118,15 @@ class DialogueSharding:
         if tokenizer is not None and self.codes is not None:
             made, bad = self._make_codes(tokenizer, plan)
             codes = codes | made
-        fields = plan.fields(self.audio, bool(codes), self.features is not None)
-        writer = ShardWriter(self.out, fields, self.audio, plan.codes_of, self.skip_bad, self.features)
+        fields = plan.fields(self.audio, bool(codes), self.features is not None, texts is not None)
+        writer = ShardWriter(self.out, fields, self.audio, plan.codes_of, self.skip_bad, self.features, texts)
         with WorkerPool(partial(_give, writer), self.num_workers) as pool:
             shards = list(_track(pool.map(self._tasks(plan, codes, bad)), len(plan.rows)))
         summary = {"settings": settings, "finished": True, **_counted(shards, plan.codes_of)}
         if self.features is not None and FEATURES in fields:
             summary["features_of"] = asdict(FeaturesOf.of(self.features.encoder))
+        if texts is not None:
+            summary["texts_of"] = asdict(texts.of)
         self._write_summary(summary)
         return summary
 
@@ -228,11 +239,11 @@ class _Plan:
                 f"{turn} of dialogue {name!r}: name a tokenizer with --codes, or keep audio"
             )
 
-    def fields(self, audio: str | None, codes: bool, features: bool = False) -> tuple[str, ...]:
+    def fields(self, audio: str | None, codes: bool, features: bool, texts: bool) -> tuple[str, ...]:
         """Tars of every shard."""
         sides = [name for name in (RECORDING, REPLIES) if name in self.sides and audio is not None]
         heard = [FEATURES] if features and RECORDING in self.sides else []
-        return (*sides, *([CODES] if codes else []), *heard)
+        return (*sides, *([CODES] if codes else []), *heard, *([TEXTS] if texts else []))
 
 
 def _give(writer: ShardWriter, number: int) -> ShardWriter:
