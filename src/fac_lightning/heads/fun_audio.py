@@ -298,5 +298,6 @@ def _transformer(entries: dict[str, Any], gradient_checkpointing: bool) -> Any:
     if gradient_checkpointing:  # it warns of a model without a token embedding
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        model.disable_input_require_grads()
     model.set_input_embeddings(None)
     return model
