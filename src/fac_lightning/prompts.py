@@ -216,7 +216,14 @@ class ChatFormat:
         """What precedes the assistant's content."""
         return self.encode(f"{IM_START}assistant\n")
 
-    def chain(self, mode: Mode, transcript: str, answer: str, answer_ids: list[int] | None = None) -> list[int]:
+    def chain(
+        self,
+        mode: Mode,
+        transcript: str,
+        answer: str,
+        transcript_ids: list[int] | None = None,
+        answer_ids: list[int] | None = None,
+    ) -> list[int]:
         """What a mode writes before it speaks: the transcript on one line, the answer, a newline behind each.
 
         Every text and every newline is encoded by itself, so that a text has the tokens that it has elsewhere.
@@ -225,12 +232,17 @@ class ChatFormat:
             mode: In which the turn is answered.
             transcript: What the user said.
             answer: What will be spoken.
-            answer_ids: Its tokens, where they are known.
+            transcript_ids: Tokens of the transcript, where they are known; of no use where it is not one line yet.
+            answer_ids: Tokens of the answer, where they are known.
         """
         if not mode.chains:
             return []
         newline = self.encode("\n")
-        ids = [*self.encode(" ".join(transcript.split())), *newline] if mode.transcribes else []
+        ids: list[int] = []
+        if mode.transcribes:
+            line = " ".join(transcript.split())
+            known = transcript_ids if line == transcript else None
+            ids += [*(self.encode(line) if known is None else known), *newline]
         if mode.drafts:
             ids += [*(self.encode(answer) if answer_ids is None else answer_ids), *newline]
         return ids

@@ -248,7 +248,8 @@ class _Layout:
                 self.user(turn, speech=heard is not None)
             else:
                 how = MODES[mode].given(heard is not None)
-                chain = self.chat.chain(how, heard.text if heard else "", turn.text, turn.ids)
+                said = (heard.text, heard.ids) if heard else ("", None)
+                chain = self.chat.chain(how, said[0], turn.text, said[1], turn.ids)
                 self.assistant(turn, speech=how.speaks and turn.codes is not None, chain=chain)
                 heard = None
 
