@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from fac_lightning.bench import (
     count_flops,
     find_benchmark,
     generate,
+    growth,
     make_conversations,
     run_benchmark,
     serve,
@@ -21,30 +20,42 @@ from fac_lightning.bench import (
     time_by_part,
     train,
 )
-from fac_lightning.bench.growth import BATCHES, GROUP_SIZES, LENGTHS, VOCABULARIES, points_of
-from fac_lightning.callbacks import RegionalCompilation
+from fac_lightning.bench.growth import VOCABULARIES, points_of
 from fac_lightning.cli.app import main
-from fac_lightning.generation import SpeechEngine
+
+BATCHES, GROUP_SIZES, LENGTHS = (1, 2, 4), (1, 2, 5), (0.5, 1, 2)
 
 
 @pytest.fixture(scope="module")
 def report():
-    return run_benchmark(find_benchmark("growth"), BenchSettings(rounds=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(growth, "BATCHES", BATCHES)
+        patch.setattr(growth, "GROUP_SIZES", GROUP_SIZES)
+        patch.setattr(growth, "LENGTHS", LENGTHS)
+        return run_benchmark(find_benchmark("growth"), BenchSettings(rounds=1))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What is asked to be compiled; it runs as it is."""
+    found = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: found.append(call) or call)
+    return found
 
 
 def flops(report, sweep, amounts):
-    return [report[f"{sweep} {amount}"].flops for amount in amounts]
+    return [report[f"{sweep}{amount}"].flops for amount in amounts]
 
 
 def test_rows_of_one_length_cost_what_they_are(report):
-    found = flops(report, "batch", BATCHES)
+    found = flops(report, "batch ", BATCHES)
     assert found == [found[0] * rows for rows in BATCHES]
     assert report.findings["batch: exponent of FLOPs"] == pytest.approx(1)
-    assert report["batch 16"].work["audio_s"] == pytest.approx(16 * report["batch 1"].work["audio_s"])
+    assert report["batch 4"].work["audio_s"] == pytest.approx(4 * report["batch 1"].work["audio_s"])
 
 
 def test_more_frames_to_a_position_are_less_work(report):
-    found = flops(report, "k", GROUP_SIZES)
+    found = flops(report, "k ", GROUP_SIZES)
     assert found == sorted(found, reverse=True)
     assert len({report[f"k {k}"].work["audio_s"] for k in GROUP_SIZES}) == 1
     # speech takes 248 positions at k = 5: each code of a reply, its end mark with it, is said either way
@@ -53,7 +64,7 @@ def test_more_frames_to_a_position_are_less_work(report):
 
 
 def test_an_entry_of_the_vocabulary_costs_a_label_three_products(report):
-    found = flops(report, "vocabulary", VOCABULARIES["tiny"])
+    found = flops(report, "vocabulary ", VOCABULARIES["tiny"])
     assert found == sorted(found)
     labels, dim = report["vocabulary 2000"].values["text labels"], sizes_of("tiny").dim
     assert labels == 136
@@ -62,10 +73,10 @@ def test_an_entry_of_the_vocabulary_costs_a_label_three_products(report):
 
 
 def test_longer_audio_costs_more_and_rows_share_their_prompt_with_it(report):
-    found = flops(report, "audio", LENGTHS)
+    found = flops(report, "audio x", LENGTHS)
     assert found == sorted(found)
-    assert report["audio x4"].work["audio_s"] == pytest.approx(4 * report["audio x1"].work["audio_s"], rel=0.01)
-    assert 0.5 < report.findings["audio: exponent of positions"] < 1
+    assert report["audio x2"].work["audio_s"] == pytest.approx(2 * report["audio x1"].work["audio_s"], rel=0.01)
+    assert 0.3 < report.findings["audio: exponent of positions"] < 0.7  # prompts and marks stay
     assert report.findings["audio: exponent of FLOPs"] > report.findings["audio: exponent of positions"]
 
 
@@ -91,9 +102,7 @@ def test_an_option_that_changes_nothing_is_refused(words, capsys):
     assert f"{option} means nothing to fac bench {words[0]}; leave it out" in capsys.readouterr().err
 
 
-def test_training_is_held_against_one_large_product_and_compiled_layers(monkeypatch):
-    torch._dynamo.reset()
-    monkeypatch.setattr(train, "RegionalCompilation", partial(RegionalCompilation, backend="eager"))
+def test_training_is_held_against_one_large_product_and_compiled_layers(monkeypatch, compiled):
     monkeypatch.setattr(train, "WASTES", {"plain: all three": train.WASTES["plain: all three"]})
     report = run_benchmark(find_benchmark("train"), BenchSettings(rounds=1, compiled=True))
     ours, roof = report["ours"], report["one large product"]
@@ -101,24 +110,24 @@ def test_training_is_held_against_one_large_product_and_compiled_layers(monkeypa
     share = (ours.flops / ours.median) / (roof.flops / roof.median)
     assert report.findings["ours, share of one large product's FLOP/s"] == pytest.approx(share)
     assert report.findings["GFLOP/s of one large product"] == pytest.approx(roof.flops / roof.median / 1e9)
+    assert len(compiled) == 4 + 2  # layers of backbone and head
     assert report["ours, compiled"].values["first step s"] > 0
     assert report["ours, compiled"].work == ours.work
     assert report.findings["ours / compiled, time"] == report.ratio("ours", "ours, compiled")
 
 
 @pytest.mark.parametrize(("module", "cell"), [(generate, "engine, compiled"), (serve, "16 at once, compiled")])
-def test_a_compiled_engine_says_what_the_others_say(module, cell, monkeypatch):
-    torch._dynamo.reset()
+def test_a_compiled_engine_says_what_the_others_say(module, cell, monkeypatch, compiled):
     monkeypatch.setattr(generate, "GROUPS", 2)
     monkeypatch.setattr(serve, "GROUPS", 2)
     monkeypatch.setattr(serve, "STREAMS", 2)
-    monkeypatch.setattr(module, "SpeechEngine", partial(SpeechEngine, compile_backend="eager"))
     benchmark, settings = find_benchmark(module.__name__.rpartition(".")[2]), BenchSettings(rounds=1, compiled=True)
     trial = next(each for each in benchmark.cells(settings) if each.name == cell).setup()
     trial.call()
     values = trial.values()
     assert max(value for name, value in values.items() if name.startswith("first answer")) > 0
     assert values.get("identical", 1) == 1
+    assert compiled
 
 
 class Two(nn.Module):
