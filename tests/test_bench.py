@@ -191,7 +191,8 @@ def test_training_tells_what_each_waste_costs_beside_another_implementation(tmp_
     cells = {cell["name"]: cell for cell in told["cells"]}
     assert "half" in cells
     assert "half" in capsys.readouterr().out
-    assert all(cell["median_s"] > 0 and cell["rates"]["audio_s/s"] > 0 for cell in cells.values())
+    assert all(cell["median_s"] > 0 for cell in cells.values())
+    assert all(cell["rates"]["audio_s/s"] > 0 for name, cell in cells.items() if name != "one large product")
     for name in ("head on all positions", "logits of all rows", "padded", "k=1, no head"):
         assert cells["ours"]["flop"] < cells[name]["flop"]
     assert cells["plain: all three"]["flop"] > 2.5 * cells["ours"]["flop"]

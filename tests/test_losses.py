@@ -143,3 +143,14 @@ def test_masked_sums_ignore_what_is_masked():
 def test_segment_sums():
     sums = segment_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3)
     assert sums.tolist() == [2, 0, 5]
+
+
+def test_the_gradient_of_one_chunk_is_added_to_nothing(monkeypatch):
+    monkeypatch.setattr(chunked, "PLAIN_ELEMENTS", 0)
+    hidden, weight = torch.randn(8, 16, requires_grad=True), torch.randn(50_000, 16, requires_grad=True)
+    logprobs, _ = chunked_logprobs(hidden, weight, torch.arange(8))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        torch.autograd.grad(logprobs.sum(), (hidden, weight))
+    names = {event.name for event in profiler.events()}
+    assert "aten::addmm_" not in names
+    assert "aten::mm" in names

@@ -5,6 +5,7 @@ from fac_lightning.bench.conversations import TRAIN_SHAPES, Conversation, make_c
 from fac_lightning.bench.dpo import DpoBenchmark
 from fac_lightning.bench.encode import DenseEncoder, EncodeBenchmark
 from fac_lightning.bench.flops import count_flops, flops_by_module
+from fac_lightning.bench.growth import GrowthBenchmark
 from fac_lightning.bench.headline import HeadlineBenchmark
 from fac_lightning.bench.implementation import Implementation, load_implementation
 from fac_lightning.bench.loss import LossBenchmark
@@ -12,7 +13,8 @@ from fac_lightning.bench.machine import check_device, machine_line, peak_flops
 from fac_lightning.bench.memory import peak_memory, reset_resident_peak, resident_peak, resident_size
 from fac_lightning.bench.merge import MergeBenchmark
 from fac_lightning.bench.ours import OurImplementation
-from fac_lightning.bench.runner import find_benchmark, run_benchmark
+from fac_lightning.bench.parts import time_by_part
+from fac_lightning.bench.runner import check_options, find_benchmark, run_benchmark
 from fac_lightning.bench.show import report_dict, report_lines, report_table
 from fac_lightning.bench.sizes import CONFIGS, BenchSizes, build_encoder, build_model, sizes_of
 from fac_lightning.bench.train import TrainBenchmark
@@ -31,6 +33,7 @@ __all__ = [
     "DenseEncoder",
     "DpoBenchmark",
     "EncodeBenchmark",
+    "GrowthBenchmark",
     "HeadlineBenchmark",
     "Implementation",
     "LossBenchmark",
@@ -42,6 +45,7 @@ __all__ = [
     "build_encoder",
     "build_model",
     "check_device",
+    "check_options",
     "count_flops",
     "find_benchmark",
     "flops_by_module",
@@ -59,4 +63,5 @@ __all__ = [
     "resident_size",
     "run_benchmark",
     "sizes_of",
+    "time_by_part",
 ]

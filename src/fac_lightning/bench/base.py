@@ -26,6 +26,8 @@ class BenchSettings:
     threads: int = 1
     implementations: tuple[str, ...] = ()  # "name=module:Class", see ``implementation.Implementation``
     isolate: bool = False  # every cell in a process of its own
+    over: tuple[str, ...] = ()  # sweeps of ``growth``; all when empty
+    compiled: bool = False  # with cells that ``torch.compile`` made
 
     def __post_init__(self) -> None:
         """Refuse counts below 1."""
@@ -141,6 +143,7 @@ class Benchmark(ABC):
 
     name: str
     summary: str  # one line: what is measured
+    takes: frozenset[str] = frozenset()  # of ``over`` and ``compiled``, those that mean something here
 
     @abstractmethod
     def cells(self, settings: BenchSettings) -> Sequence[Cell]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["peak_memory", "reset_resident_peak", "resident_peak", "resident_size"]
+__all__ = ["peak_memory", "reset_resident_peak", "resident_peak", "resident_size", "without_chatter"]
 
 
 def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int:
@@ -30,12 +30,12 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with _without_chatter():
+    with without_chatter():
         profiler.start()
     try:
         call()
     finally:
-        with _without_chatter():
+        with without_chatter():
             profiler.stop()
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
     held = most = 0
@@ -72,7 +72,7 @@ def _status(key: str) -> int:
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
+def without_chatter() -> Iterator[None]:
     """The profiler's library writes a line to stderr when it starts and stops, which no setting of its own silences."""
     kept = os.dup(2)
     try:

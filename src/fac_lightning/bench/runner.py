@@ -27,7 +27,7 @@ from fac_lightning.bench.implementation import synchronize
 from fac_lightning.bench.machine import check_device, machine_line
 from fac_lightning.bench.memory import peak_memory, reset_resident_peak, resident_peak, resident_size
 
-__all__ = ["find_benchmark", "run_benchmark"]
+__all__ = ["check_options", "find_benchmark", "run_benchmark"]
 
 
 def find_benchmark(name: str) -> Benchmark:
@@ -55,13 +55,25 @@ def clock_of(settings: BenchSettings) -> str:
     return "cpu" if settings.threads == 1 and torch.device(settings.device).type == "cpu" else "wall"
 
 
+def check_options(benchmark: Benchmark, settings: BenchSettings) -> None:
+    """Refuse an option that would change nothing.
+
+    Raises:
+        ValueError: Names it.
+    """
+    for name, given in (("over", settings.over), ("compiled", settings.compiled)):
+        if given and name not in benchmark.takes:
+            raise ValueError(f"--{name} means nothing to fac bench {benchmark.name}; leave it out")
+
+
 def run_benchmark(benchmark: Benchmark, settings: BenchSettings) -> BenchReport:
     """Measure all cells and draw the findings.
 
     Raises:
-        ValueError: The device is not there, or a cell cannot be set up.
+        ValueError: The device is not there, an option means nothing to the benchmark, or a cell cannot be set up.
     """
     check_device(settings.device)
+    check_options(benchmark, settings)
     torch.set_num_threads(settings.threads)
     machine = machine_line(settings.device, settings.threads) | {"clock": clock_of(settings)}
     cells = benchmark.cells(settings)

@@ -19,7 +19,9 @@ def report_dict(report: BenchReport) -> dict[str, Any]:
     peak = peak_flops(report.settings.device)
     return {
         "benchmark": report.benchmark,
-        "settings": asdict(report.settings) | {"implementations": list(report.settings.implementations)},
+        "settings": {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(report.settings).items()
+        },
         "machine": dict(report.machine),
         "cells": [cell.as_dict(peak) for cell in report.cells],
         "findings": dict(report.findings),

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "dpo": "a step of preference training: padded, packed, prompts shared, the reference stored or computed",
     "generate": "one spoken answer: the prompt, the first group, milliseconds a group",
     "serve": "16 answers at once beside one after another, each identical, and with arrivals by chance",
+    "growth": "a training step over rows, frames to a position (k), vocabulary and audio: how cost grows",
     "headline": "5 Hz with a head against 12.5 and 25 Hz without, on the same speech",
 }
 
@@ -49,6 +50,18 @@ def main(words: Sequence[str]) -> int:
         metavar="NAME=MODULE:CLASS",
         help="time this implementation too (fac_lightning.bench.Implementation has the five methods); may be repeated",
     )
+    made.add_argument(
+        "--over",
+        action="append",
+        default=[],
+        metavar="SWEEP",
+        help="growth: batch, k, vocabulary or audio alone; may be repeated; all four without it",
+    )
+    made.add_argument(
+        "--compiled",
+        action="store_true",
+        help="train, generate, serve: with cells that torch.compile made, which takes minutes the first time",
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured here")
     args = made.parse_args(words)
     if args.which not in BENCHMARKS:
@@ -63,6 +76,7 @@ def main(words: Sequence[str]) -> int:
     from fac_lightning.bench import (
         BenchSettings,
         check_device,
+        check_options,
         find_benchmark,
         load_implementation,
         report_dict,
@@ -76,13 +90,24 @@ def main(words: Sequence[str]) -> int:
         sizes_of(args.config)
         check_device(args.device)
         settings = BenchSettings(
-            args.config, args.device, args.rounds, args.reps, args.threads, tuple(args.impl), args.isolate
+            args.config,
+            args.device,
+            args.rounds,
+            args.reps,
+            args.threads,
+            tuple(args.impl),
+            args.isolate,
+            tuple(args.over),
+            args.compiled,
         )
+        benchmark = find_benchmark(args.which)
+        check_options(benchmark, settings)
+        benchmark.cells(settings)  # nothing heavy happens in it, and it knows its own options
         for word in settings.implementations:
             load_implementation(word)
     except ValueError as error:
         raise UserError(str(error)) from error
-    report = run_benchmark(find_benchmark(args.which), settings)
+    report = run_benchmark(benchmark, settings)
     if args.json is not None:
         args.json.write_text(json.dumps(report_dict(report), indent=1) + "\n", encoding="utf-8")
     console = Console()

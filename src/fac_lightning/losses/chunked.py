@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["chunked_logprobs"]
 
-#: Logits (rows x vocabulary) up to which the plain path is taken: 64 MiB in float32.
-PLAIN_ELEMENTS = 2**24
+#: Logits (rows x vocabulary) up to which the plain path is taken: 4 MiB in float32, less than caches hold.
+PLAIN_ELEMENTS = 2**20
 #: Logits up to which they are kept for the backward pass, in chunks of their own: 512 and 128 MiB in float32.
 KEPT_ELEMENTS, KEPT_CHUNK = 2**27, 2**25
 #: Logits of one chunk when the caller names no chunk and they are not kept: 256 MiB in float32.
@@ -107,8 +107,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         matrix, offset = weight.to(ctx.dtype), _cast(bias, ctx.dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # chunks are summed in float32 also when the matrix is kept in half precision
-        grad_weight = torch.zeros(weight.shape, dtype=grad.dtype, device=weight.device) if wants_weight else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros(weight.shape[0], dtype=grad.dtype, device=weight.device) if wants_bias else None
         for index, start in enumerate(range(0, hidden.shape[0], ctx.chunk_rows)):
             part = slice(start, start + ctx.chunk_rows)
@@ -127,8 +126,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
             delta = delta.to(ctx.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = (delta @ matrix).to(hidden.dtype)
-            if grad_weight is not None:
-                if ctx.dtype == grad_weight.dtype:
+            if wants_weight:
+                # chunks are summed in float32 also when the matrix is kept in half precision
+                if grad_weight is None:
+                    grad_weight = (delta.t() @ chunk).to(grad.dtype)
+                elif ctx.dtype == grad_weight.dtype:
                     grad_weight.addmm_(delta.t(), chunk)
                 else:
                     grad_weight += delta.t() @ chunk
