@@ -33,6 +33,7 @@ from fac_lightning.bench import (
     peak_memory,
     report_dict,
     report_lines,
+    report_table,
     run_benchmark,
     serve,
     sizes_of,
@@ -85,6 +86,19 @@ def test_rates_ratios_and_spread_follow_from_the_seconds():
     assert slow.rate("audio_s") == 2.0
     assert slow.spread == 2.0
     assert report.ratio("slow", "fast") == statistics.median((2.0, 4.0, 3.0))
+
+
+def test_a_table_shows_plain_numbers_and_a_spread_where_there_is_one():
+    def columns(rounds: int) -> dict[str, str]:
+        cell = CellResult("one", (18.43216, 18.53216)[:rounds], {"audio_s": 1e7}, values={"fill": 0.97753})
+        report = BenchReport("x", BenchSettings(rounds=rounds), {"torch": "2"}, (cell,), {"rate": 332_400.7})
+        table = report_table(report)
+        assert report_lines(report) == ["rate: 332,401", f"torch 2; medians over {rounds} round(s) of 1"]
+        return {str(column.header): "".join(map(str, column.cells)) for column in table.columns}
+
+    once = columns(1)
+    assert once == {"cell": "one", "ms": "18,432", "x one": "1.00", "audio_s/s": "542,530", "fill": "0.9775"}
+    assert columns(2)["IQR"] == "50"
 
 
 def test_peak_memory_counts_what_is_held_at_a_time():

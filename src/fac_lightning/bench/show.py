@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -45,25 +46,32 @@ def report_table(report: BenchReport) -> Table:
 
 def report_lines(report: BenchReport) -> list[str]:
     """Findings, then the machine, each in a line."""
-    lines = [f"{name}: {value:.4g}" for name, value in report.findings.items()]
+    lines = [f"{name}: {_number(value)}" for name, value in report.findings.items()]
     machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
     settings = report.settings
-    return [*lines, f"{machine}; medians over {settings.rounds} rounds of {settings.reps}"]
+    return [*lines, f"{machine}; medians over {settings.rounds} round(s) of {settings.reps}"]
 
 
 def _columns(report: BenchReport, cell: CellResult, first: CellResult, peak: float | None) -> Iterator[tuple[str, str]]:
-    yield "ms", f"{1000 * cell.median:.4g}"
-    yield "IQR", f"{1000 * cell.spread:.2g}"
+    yield "ms", _number(1000 * cell.median)
+    if report.settings.rounds > 1:
+        yield "IQR", _number(1000 * cell.spread, 2)
     yield f"x {first.name}", f"{report.ratio(cell.name, first.name):.2f}"
     for unit in cell.work:
-        yield f"{unit}/s", f"{cell.rate(unit):,.4g}"
+        yield f"{unit}/s", _number(cell.rate(unit))
     if cell.memory is not None:
         yield "peak MB", f"{cell.memory / 1e6:,.0f}"
     if cell.resident is not None:
         yield "process MB", f"{cell.resident / 1e6:,.0f}"
     if cell.flops:
-        yield "GFLOP", f"{cell.flops / 1e9:.4g}"
+        yield "GFLOP", _number(cell.flops / 1e9)
         if peak:
             yield "MFU", f"{100 * cell.flops / cell.median / peak:.1f} %"
     for name, value in cell.values.items():
-        yield name, f"{value:.4g}"
+        yield name, _number(value)
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """So many digits, and no exponent for large numbers."""
+    large = math.isfinite(value) and abs(value) >= 10**digits - 0.5
+    return f"{value:,.0f}" if large else f"{value:,.{digits}g}"
