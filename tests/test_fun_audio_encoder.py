@@ -253,6 +253,23 @@ def test_gradients_reach_every_parameter_that_is_used() -> None:
     assert not encoder.audio_bos_eos_token.weight.requires_grad
 
 
+def test_chunks_in_portions_give_what_all_at_once_give(monkeypatch) -> None:
+    plain, parted = tiny(5).train(), tiny(5).train()
+    parted.load_state_dict(plain.state_dict())
+    mel, lengths = torch.randn(4, 8, 47), torch.tensor([33, 0, 47, 12])  # 4, 0, 5 and 2 chunks of 10 frames
+    calls = []
+    parted.layers[0].register_forward_pre_hook(lambda _, given: calls.append(given[1].rows))
+    features = [plain.forward_mel(mel, lengths).features]
+    monkeypatch.setattr("fac_lightning.encoders.fun_audio.CPU_BYTES", 4 * 5 * 32 * 4)  # of four chunks' feed-forward
+    features.append(parted.forward_mel(mel, lengths).features)
+    assert calls == [4, 4, 3]
+    torch.testing.assert_close(*features)
+    for one in features:
+        one.square().sum().backward()
+    for one, other in zip(plain.parameters(), parted.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     plain = tiny(5).train()
     saving = tiny(5, gradient_checkpointing=True).train()

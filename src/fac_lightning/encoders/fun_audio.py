@@ -25,6 +25,10 @@ from fac_lightning.types import SpeechFeatures
 
 __all__ = ["FunAudioEncoder"]
 
+#: Bytes of the widest activation of chunks that go through the layers together on a CPU: larger blocks come from the
+#: kernel page by page every time, and leave its caches.
+CPU_BYTES = 2**24
+
 
 class FunAudioEncoder(SpeechEncoder):
     """Features of Fun-Audio-Chat, 25 a second: two convolutions, Whisper layers inside chunks, a mean over pairs.
@@ -82,6 +86,7 @@ class FunAudioEncoder(SpeechEncoder):
             )
         self.n_mels, self.n_window, self.dim = n_mels, n_window, dim
         self.gradient_checkpointing = gradient_checkpointing
+        self.ffn_dim = ffn_dim
         self.conv1 = nn.Conv1d(n_mels, d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(d_model, d_model, kernel_size=3, stride=2, padding=1)
         self.layers = nn.ModuleList(_Layer(d_model, num_heads, ffn_dim, activation) for _ in range(num_layers))
@@ -137,30 +142,45 @@ class FunAudioEncoder(SpeechEncoder):
             zeros = self.conv1.weight.new_zeros(clips, width, self.dim)
             return SpeechFeatures(zeros, frames.to(mel.device))
 
-        hidden, chunks = self._embed(mel, counts)
-        for layer in self.layers:
-            if self.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, chunks, use_reentrant=False)
-            else:
-                hidden = layer(hidden, chunks)
+        rows, held = self._chunks(mel, counts)
+        parts = zip(rows.split(self._at_once(rows)), held.split(self._at_once(rows)), strict=True)
+        hidden = torch.cat([self._positions(*part) for part in parts])
         pairs, places = _pooling(counts, width)
         pooled = hidden[pairs.to(mel.device)].mean(1)
         found = self.proj(self.ln_post(pooled))
         features = found.new_zeros(clips * width, self.dim).index_copy(0, places.to(mel.device), found)
         return SpeechFeatures(features.unflatten(0, (clips, width)), frames.to(mel.device))
 
-    def _embed(self, mel: Tensor, counts: Tensor) -> tuple[Tensor, _Chunks]:
-        """Positions ``(N, W)`` of all chunks, convolved and numbered, and where they lie."""
+    def _chunks(self, mel: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Mel frames of all chunks ``(C, n_mels, R)``, and how many of them ``(C,)`` each has."""
         size = min(2 * self.n_window, mel.shape[2])
         per_clip = -(-mel.shape[2] // size)
         held = (counts[:, None] - torch.arange(per_clip) * size).clamp(0, size)  # (A, per_clip) frames of each chunk
         clip, chunk = held.nonzero(as_tuple=True)
         held = held[clip, chunk]  # (C,)
-        longest = int(held.max())
+        rows = F.pad(mel, (0, per_clip * size - mel.shape[2])).unflatten(2, (per_clip, size))[..., : int(held.max())]
+        return rows[clip.to(mel.device), :, chunk.to(mel.device)].to(self.conv1.weight.dtype), held
 
-        rows = F.pad(mel, (0, per_clip * size - mel.shape[2])).unflatten(2, (per_clip, size))[..., :longest]
-        rows = rows[clip.to(mel.device), :, chunk.to(mel.device)].to(self.conv1.weight.dtype)  # (C, M, R)
-        beyond = (torch.arange(longest) >= held[:, None])[:, None].to(mel.device)  # (C, 1, R)
+    def _at_once(self, rows: Tensor) -> int:
+        """Chunks that go through the layers together."""
+        if rows.device.type != "cpu":
+            return len(rows)
+        positions = -(-rows.shape[2] // 2)
+        return max(1, CPU_BYTES // (positions * self.ffn_dim * rows.element_size()))
+
+    def _positions(self, rows: Tensor, held: Tensor) -> Tensor:
+        """Positions ``(N, W)`` of chunks ``(C, n_mels, R)``, of whose frames ``held`` ``(C,)`` count."""
+        hidden, chunks = self._embed(rows, held)
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, chunks, use_reentrant=False)
+            else:
+                hidden = layer(hidden, chunks)
+        return hidden
+
+    def _embed(self, rows: Tensor, held: Tensor) -> tuple[Tensor, _Chunks]:
+        """Positions ``(N, W)`` of chunks, convolved and numbered, and where they lie."""
+        beyond = (torch.arange(rows.shape[2]) >= held[:, None])[:, None].to(rows.device)  # (C, 1, R)
         rows = F.gelu(self.conv1(rows.masked_fill(beyond, 0.0)))
         # the second convolution must not see what the first one made of padding
         rows = F.gelu(self.conv2(rows.masked_fill(beyond, 0.0))).transpose(1, 2)  # (C, P, W)
@@ -170,8 +190,8 @@ class FunAudioEncoder(SpeechEncoder):
         mask = torch.arange(length) < -(-held // 2)[:, None]  # (C, P)
         if mask.all():
             return hidden, _Chunks(num_rows, length)
-        places = mask.flatten().nonzero().squeeze(1).to(mel.device)
-        return hidden.index_select(0, places), _Chunks(num_rows, length, places, mask[:, None, None].to(mel.device))
+        places = mask.flatten().nonzero().squeeze(1).to(rows.device)
+        return hidden.index_select(0, places), _Chunks(num_rows, length, places, mask[:, None, None].to(rows.device))
 
 
 def frames_out(lengths: Tensor) -> Tensor:
