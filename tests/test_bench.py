@@ -282,6 +282,18 @@ def test_encoding_is_linear_in_the_audio_and_both_readings_agree():
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_the_dense_encoder_attends_over_all_chunks_also_where_ours_takes_portions(monkeypatch):
+    monkeypatch.setattr("fac_lightning.encoders.fun_audio.CPU_BYTES", 1)
+    clips, flops = clips_of(9.0), []
+    for encoder in (build_encoder(sizes_of("tiny")), build_encoder(sizes_of("tiny"), DenseEncoder)):
+        lengths = []
+        encoder.layers[0].register_forward_pre_hook(lambda _, given, seen=lengths: seen.append(given[1].length))
+        with torch.no_grad():
+            flops.append(count_flops(lambda encoder=encoder: encoder(clips.audio, clips.lengths)))
+        assert len(lengths) == (1 if isinstance(encoder, DenseEncoder) else int((clips.lengths / 32000).ceil().sum()))
+    assert flops[1] > flops[0]
+
+
 def test_growth_is_the_exponent():
     assert growth([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
 

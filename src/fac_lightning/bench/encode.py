@@ -91,8 +91,11 @@ def clips_of(seconds: float, seed: int = 0) -> Waveforms:
 class DenseEncoder(FunAudioEncoder):
     """The same network with all chunks of all clips in one row, and a mask ``(N, N)`` that parts them."""
 
-    def _embed(self, mel: Tensor, counts: Tensor) -> tuple[Tensor, _Chunks]:
-        hidden, chunks = super()._embed(mel, counts)
+    def _at_once(self, rows: Tensor) -> int:
+        return len(rows)
+
+    def _embed(self, rows: Tensor, held: Tensor) -> tuple[Tensor, _Chunks]:
+        hidden, chunks = super()._embed(rows, held)
         places = torch.arange(chunks.rows * chunks.length, device=hidden.device)
         chunk = (places if chunks.places is None else chunks.places) // chunks.length  # (N,)
         return hidden, _Chunks(1, len(hidden), None, (chunk[:, None] == chunk)[None, None])
