@@ -19,7 +19,7 @@ from torch import Tensor
 from fac_lightning.bench.base import Benchmark, BenchReport, BenchSettings, Cell, Trial
 from fac_lightning.bench.conversations import PROMPT_WORDS, Conversation, make_conversations
 from fac_lightning.bench.implementation import load_implementation, synchronize
-from fac_lightning.bench.runner import clock_of
+from fac_lightning.bench.runner import timer_of
 from fac_lightning.bench.sizes import BenchSizes, build_model, sizes_of
 from fac_lightning.bench.words import WordTokenizer
 from fac_lightning.generation import Decoding, Generator, SpeechEngine, UserTurn
@@ -82,6 +82,16 @@ class GenerateBenchmark(Benchmark):
 def question(sizes: BenchSizes, prompt_words: int = PROMPT_WORDS) -> Conversation:
     """What all are asked: 4 s of speech."""
     return make_conversations(sizes, 1, (QUESTION,), prompt_words)[0]
+
+
+def seconds_to_compile(answer: Callable[[], None], *measured: list[float]) -> float:
+    """Seconds of the first answers, by the time of day: compilers are processes of their own; forgets ``measured``."""
+    start = time.perf_counter()
+    answer()
+    seconds = time.perf_counter() - start
+    for one in measured:
+        one.clear()
+    return seconds
 
 
 def ask(settings: BenchSettings, released: bool = False) -> tuple[BenchSizes, SpeechLM, ChatFormat]:
@@ -147,7 +157,7 @@ def _trial(
     sizes, model, chat = ask(settings)
     asked = question(sizes, prompt_words)
     way, audio = kind(model, chat, asked.system), torch.from_numpy(asked.audio)
-    clock = time.process_time if clock_of(settings) == "cpu" else time.perf_counter
+    clock = timer_of(settings)
     first: list[float] = []
     steps: list[float] = []
 
@@ -163,12 +173,8 @@ def _trial(
             raise ValueError(f"the answer has {groups} positions and {len(chunk.reply.codes)} codes: it ended early")
 
     once: dict[str, float] = {}
-    if compiles:  # in the first answer, by the time of day: compilers are processes of their own
-        start = time.perf_counter()
-        answer()
-        once["first answer s"] = time.perf_counter() - start
-        first.clear()
-        steps.clear()
+    if compiles:
+        once["first answer s"] = seconds_to_compile(answer, first, steps)
 
     def values() -> dict[str, float]:
         ordered = sorted(steps)

@@ -17,7 +17,20 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["peak_memory", "reset_resident_peak", "resident_peak", "resident_size", "without_chatter"]
+__all__ = ["peak_memory", "profile_call", "reset_resident_peak", "resident_peak", "resident_size"]
+
+
+def profile_call(call: Callable[[], Any], **options: Any) -> profile:
+    """What PyTorch's profiler, with these options, tells of a call on the CPU."""
+    profiler = profile(activities=[ProfilerActivity.CPU], **options)
+    with _without_chatter():
+        profiler.start()
+    try:
+        call()
+    finally:
+        with _without_chatter():
+            profiler.stop()
+    return profiler
 
 
 def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int:
@@ -29,14 +42,7 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with without_chatter():
-        profiler.start()
-    try:
-        call()
-    finally:
-        with without_chatter():
-            profiler.stop()
+    profiler = profile_call(call, profile_memory=True)
     results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
     held = most = 0
     for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
@@ -72,7 +78,7 @@ def _status(key: str) -> int:
 
 
 @contextmanager
-def without_chatter() -> Iterator[None]:
+def _without_chatter() -> Iterator[None]:
     """The profiler's library writes a line to stderr when it starts and stops, which no setting of its own silences."""
     kept = os.dup(2)
     try:

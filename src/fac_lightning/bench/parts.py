@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 
-from fac_lightning.bench.memory import without_chatter
+from fac_lightning.bench.memory import profile_call
 
 __all__ = ["time_by_part"]
 
@@ -35,17 +35,10 @@ def time_by_part(call: Callable[[], Any], parts: Mapping[str, nn.Module]) -> dic
         call: The work, in this thread.
         parts: Modules that ``call`` runs by calling them; where they contain each other the innermost counts.
     """
-    profiler = profile(activities=[ProfilerActivity.CPU])
     with ExitStack() as stack:
         for name, module in parts.items():
             stack.enter_context(_marked(name, module))
-        with without_chatter():
-            profiler.start()
-        try:
-            call()
-        finally:
-            with without_chatter():
-                profiler.stop()
+        profiler = profile_call(call)
     events = sorted(profiler.events() or [], key=lambda event: event.time_range.start)
     place = _Places(events)
     names: dict[int, str] = {}  # of the backward pass, by autograd's number

@@ -14,7 +14,7 @@ import importlib
 import multiprocessing
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
@@ -53,6 +53,11 @@ def find_benchmark(name: str) -> Benchmark:
 def clock_of(settings: BenchSettings) -> str:
     """``cpu`` or ``wall``."""
     return "cpu" if settings.threads == 1 and torch.device(settings.device).type == "cpu" else "wall"
+
+
+def timer_of(settings: BenchSettings) -> Callable[[], float]:
+    """Seconds by the clock of ``clock_of``."""
+    return time.process_time if clock_of(settings) == "cpu" else time.perf_counter
 
 
 def check_options(benchmark: Benchmark, settings: BenchSettings) -> None:
@@ -121,7 +126,7 @@ class _Here:
         self.memory = peak_memory(self.trial.call, settings.device) if self.trial.count_memory else None
 
     def turn(self) -> list[float]:
-        clock = time.process_time if clock_of(self.settings) == "cpu" else time.perf_counter
+        clock = timer_of(self.settings)
         seconds = []
         for _ in range(self.settings.reps):
             synchronize(self.settings.device)

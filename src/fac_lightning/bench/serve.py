@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 
@@ -16,8 +15,8 @@ import torch
 
 from fac_lightning.bench.base import Benchmark, BenchReport, BenchSettings, Cell, Trial
 from fac_lightning.bench.conversations import TRAIN_SHAPES, make_conversations
-from fac_lightning.bench.generate import GROUPS, ask
-from fac_lightning.bench.runner import clock_of
+from fac_lightning.bench.generate import GROUPS, ask, seconds_to_compile
+from fac_lightning.bench.runner import timer_of
 from fac_lightning.bench.sizes import BenchSizes
 from fac_lightning.generation import Decoding, Generator, Reply, SpeechEngine, SpeechRequest, UserTurn
 
@@ -113,7 +112,7 @@ def _together(
     engine = SpeechEngine(
         model, chat, num_slots=slots, system_prompts=prompts, pack_weights=pack_weights, compile_step=compiled
     )
-    clock = time.process_time if clock_of(settings) == "cpu" else time.perf_counter
+    clock = timer_of(settings)
     steps: list[float] = []
     said: list[list[Reply | None]] = []
 
@@ -132,11 +131,8 @@ def _together(
         said.append([request.reply for request in requests])
 
     once: dict[str, float] = {}
-    if compiled:  # in the first answers, by the time of day: compilers are processes of their own
-        start = time.perf_counter()
-        answer()
-        once["first answers s"] = time.perf_counter() - start
-        steps.clear()
+    if compiled:
+        once["first answers s"] = seconds_to_compile(answer, steps)
 
     def values() -> dict[str, float]:
         want = _answers_alone(settings, released)
