@@ -143,7 +143,8 @@ class FunAudioEncoder(SpeechEncoder):
             return SpeechFeatures(zeros, frames.to(mel.device))
 
         rows, held = self._chunks(mel, counts)
-        parts = zip(rows.split(self._at_once(rows)), held.split(self._at_once(rows)), strict=True)
+        size = self._at_once(rows)
+        parts = zip(rows.split(size), held.split(size), strict=True)
         hidden = torch.cat([self._positions(*part) for part in parts])
         pairs, places = _pooling(counts, width)
         pooled = hidden[pairs.to(mel.device)].mean(1)

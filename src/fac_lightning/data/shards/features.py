@@ -110,19 +110,15 @@ class FeatureMaker:
         """
         heard = [self._at_rate(*turn) for turn in turns]
         found = [np.zeros((0, self.encoder.dim), self.dtype)] * len(turns)
-        seconds = BATCH_SECONDS.get(self._device.type, BATCH_SECONDS["cpu"])
+        device = next((one.device for one in self.encoder.state_dict().values()), torch.device("cpu"))
+        seconds = BATCH_SECONDS.get(device.type, BATCH_SECONDS["cpu"])
         rest = sorted((i for i, samples in enumerate(heard) if len(samples)), key=lambda i: -len(heard[i]))
         while rest:
             size = max(1, seconds * self.encoder.sample_rate // len(heard[rest[0]]))
             batch, rest = rest[:size], rest[size:]
-            for i, features in zip(batch, self._features([heard[i] for i in batch]), strict=True):
+            for i, features in zip(batch, self._features([heard[i] for i in batch], device), strict=True):
                 found[i] = features
         return [(features, len(samples)) for features, samples in zip(found, heard, strict=True)]
-
-    @property
-    def _device(self) -> torch.device:
-        """Where the encoder is."""
-        return next((one.device for one in self.encoder.state_dict().values()), torch.device("cpu"))
 
     def _at_rate(self, samples: np.ndarray, rate: int) -> np.ndarray:
         """Samples int16 at the encoder's rate."""
@@ -132,11 +128,11 @@ class FeatureMaker:
         return to_int16(resample(samples.astype(np.float32) / 32768, rate, wanted))
 
     @torch.no_grad()
-    def _features(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _features(self, batch: Sequence[np.ndarray], device: torch.device) -> list[np.ndarray]:
         """Features of clips, as they are kept."""
         clips = [torch.from_numpy(samples.astype(np.float32) * (1 / 32768)) for samples in batch]
         lengths = torch.tensor([len(clip) for clip in clips])
-        given = self.encoder(pad_sequence(clips, batch_first=True).to(self._device), lengths.to(self._device))
+        given = self.encoder(pad_sequence(clips, batch_first=True).to(device), lengths.to(device))
         with np.errstate(over="ignore"):
             kept = given.features.float().cpu().numpy().astype(self.dtype)
         return [each[:frames] for each, frames in zip(kept, given.lengths.tolist(), strict=True)]

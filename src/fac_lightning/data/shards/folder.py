@@ -72,33 +72,21 @@ class ShardFolder:
         if self.summary is not None:
             told = self.summary["codes_of"]
             return CodesOf(**told) if told else None
-        for record in self._records(self.shards[0]):
-            told = (record.get("custom") or {}).get("codes_of")
-            if told:
-                return CodesOf(str(told["tokenizer"]), float(told["frame_rate"]))
-        return None
+        told = self._told("codes_of", self.shards[:1])
+        return CodesOf(str(told["tokenizer"]), float(told["frame_rate"])) if told else None
 
     def features_of(self) -> FeaturesOf | None:
         """The encoder of the features, where there are some."""
         if FEATURES not in self.shards[0].tars:
             return None
-        if self.summary is not None and self.summary.get("features_of"):
-            return FeaturesOf(**self.summary["features_of"])
-        for files in self.shards:
-            for record in self._records(files):
-                if told := (record.get("custom") or {}).get("features_of"):
-                    return FeaturesOf(**told)
-        return None
+        told = (self.summary or {}).get("features_of") or self._told("features_of", self.shards)
+        return FeaturesOf(**told) if told else None
 
     def texts_of(self) -> TextsOf | None:
         """The text tokenizer of the token ids, where there are some."""
         if TEXTS not in self.shards[0].tars:
             return None
-        if self.summary is not None:
-            told = self.summary.get("texts_of")
-            return TextsOf(**told) if told else None
-        record = next(self._records(self.shards[0]), {})
-        told = (record.get("custom") or {}).get("texts_of")
+        told = (self.summary or {}).get("texts_of") or self._told("texts_of", self.shards[:1])
         return TextsOf(**told) if told else None
 
     def lines(self, shard: int) -> list[str]:
@@ -147,6 +135,11 @@ class ShardFolder:
             with self.storage.open(file) as tar:
                 fields[name] = survey_tar(tar, self.storage.path(file), self.files[file], ids, self.limits)
         return ShardIndex(len(ids), hashlib.blake2b(self._text(files), digest_size=8).hexdigest(), fields)
+
+    def _told(self, name: str, shards: list[ShardFiles]) -> dict[str, Any] | None:
+        """What the first dialogue of some shards that says so tells, such as ``codes_of``."""
+        records = (record for files in shards for record in self._records(files))
+        return next((told for record in records if (told := (record.get("custom") or {}).get(name))), None)
 
     def _records(self, files: ShardFiles) -> Iterator[dict[str, Any]]:
         """Lines of a manifest as records."""
